@@ -1,0 +1,127 @@
+"""Small tensor operations that every method shares, each safe where the plain form is not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densekd.errors import ConfigError, ShapeError, did_you_mean
+
+ALIGNMENTS = ('to_teacher', 'to_student', 'pool_larger', 'strict')
+
+
+def l2n(x: Tensor, dim: int | tuple[int, ...] = -1, tiny: float = 1e-24) -> Tensor:
+    """Scales `x` to unit Euclidean length along `dim`; a zero row stays zero.
+
+    The gradient of a row with squared length at most `tiny` is zero. `F.normalize` has a gradient
+    of 1e12 there, and division by a guarded norm has NaN, since the root has no slope at 0.
+
+    Example:
+        >>> l2n(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    square = x.square().sum(dim, keepdim=True)
+    alive = square > tiny
+    # Two selections: the inner keeps the root away from 0, so that the outer one's zero gradient
+    # is not multiplied by an infinity.
+    scale = torch.where(alive, square, torch.ones_like(square)).rsqrt()
+    return torch.where(alive, x * scale, torch.zeros_like(x))
+
+
+def float_island(x: Tensor) -> Tensor:
+    """Returns `x` in at least float32: squares summed over C*H*W leave float16's range."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@contextmanager
+def no_autocast(device: torch.device | str) -> Iterator[None]:
+    """Runs its body with autocast off on the type of `device`, so that float32 stays float32."""
+    kind = torch.device(device).type
+    with torch.autocast(kind, enabled=False):
+        yield
+
+
+def zero_like_loss(*tensors: Tensor) -> Tensor:
+    """Returns a zero that hangs on the graph of every tensor, for batches without anything.
+
+    A constant zero would leave parameters without a gradient, and DDP waits for each of them.
+    """
+    return sum(((t[:0] if t.dim() else t * 0).sum() for t in tensors), tensors[0].new_zeros(()))
+
+
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns the mean of `values` where `mask` is true; 0, attached, where it is nowhere true."""
+    if mask is None:
+        return values.mean() if values.numel() else zero_like_loss(values)
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=1.0)
+
+
+def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes maps (N, C, H, W) to `size`, both H and W compared; the same tensor if they fit."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=False)
+
+
+def align(student: Tensor, teacher: Tensor, how: str = 'to_teacher') -> tuple[Tensor, Tensor]:
+    """Brings two maps (N, C, H, W) to one height and width.
+
+    Args:
+        student: The student's map.
+        teacher: The teacher's map.
+        how: `to_teacher` resizes the student's map bilinearly, `to_student` the teacher's,
+            `pool_larger` averages the larger one down, in each direction, `strict` refuses.
+
+    Raises:
+        ShapeError: With `strict`, if the sizes differ.
+        ConfigError: If `how` is none of these.
+
+    Example:
+        >>> s, t = align(torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 8, 3), 'pool_larger')
+        >>> tuple(s.shape), tuple(t.shape)
+        ((1, 1, 4, 3), (1, 1, 4, 3))
+    """
+    if how not in ALIGNMENTS:
+        raise ConfigError(f'align: there is no alignment {how!r}. {did_you_mean(how, ALIGNMENTS)}')
+    if student.dim() < 4 or teacher.dim() < 4 or student.shape[-2:] == teacher.shape[-2:]:
+        return student, teacher
+    if how == 'strict':
+        raise ShapeError(
+            f'the student map is {student.shape[-2]}x{student.shape[-1]} and the teacher map '
+            f'{teacher.shape[-2]}x{teacher.shape[-1]}, and align="strict" allows no resizing. '
+            f'Tap places of equal stride, or choose one of {", ".join(ALIGNMENTS[:3])}.'
+        )
+    if how == 'to_teacher':
+        return resize_to(student, teacher.shape[-2:]), teacher
+    if how == 'to_student':
+        return student, resize_to(teacher, student.shape[-2:])
+    size = tuple(map(min, student.shape[-2:], teacher.shape[-2:]))
+    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+
+
+@contextmanager
+def private_rng(seed: int) -> Iterator[None]:
+    """Runs its body on random generators of its own, seeded with `seed`.
+
+    The caller's generators (torch's CPU and CUDA ones, numpy's, Python's) continue afterwards as
+    if nothing had been drawn: building a teacher or a connector must not change the student.
+    """
+    import numpy as np
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
