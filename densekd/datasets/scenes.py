@@ -318,12 +318,10 @@ def choose_colour(rng: np.random.Generator, luma: np.ndarray) -> np.ndarray:
     least = min(MIN_CONTRAST + spread, 100.0)
     for _ in range(20):
         colour = 255 * rng.random(3)
-        # Most of a random colour's contrast is too strong to be interesting: half of the digits are
-        # pulled near the least one.
         difference = float(colour @ LUMA) - mean
-        if rng.random() < 0.5 and difference:
-            wanted = least * (1 + 0.35 * rng.random()) * (1 if difference > 0 else -1)
-            colour = np.clip(colour + wanted - difference, 0, 255)
+        # The colour is random, its contrast drawn: many near the least one, some twice as strong.
+        wanted = least * (1 + 1.3 * rng.random() ** 2) * (1 if difference > 0 else -1)
+        colour = np.clip(colour + wanted - difference, 0, 255)
         if abs(float(colour @ LUMA) - mean) >= least:
             return colour
     return np.full(3, 250.0 if mean < 128 else 5.0)
