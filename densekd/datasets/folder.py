@@ -165,7 +165,7 @@ def publish(
     Raises:
         DataError: Something else came to be in its place, or the folder can't be put there.
     """
-    place = root.expanduser().resolve()
+    place = root.resolve()
     with _LOCK:
         # Another thread may have been at it while this one waited.
         if check_folder(root, spec):

@@ -156,7 +156,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     first = 35 + 185 * rng.random((3, 1, 1))
     image = first + 90 * (rng.random((3, 1, 1)) - 0.5) * ramp
     strength = 15 + 45 * rng.random()
-    texture = np.zeros((3, 2, 2))
+    texture: np.ndarray = np.zeros((3, 2, 2))
     for cells in (3, 6, 12, 24, 48):
         noise = rng.random((3, cells, cells)) - 0.5
         # Noise that is half grey: coloured speckle alone would be told from ink by its hue.

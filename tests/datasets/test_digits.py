@@ -26,6 +26,7 @@ from densekd.datasets import (
     digits,
     make_digits,
 )
+from densekd.datasets.scenes import Digit
 from densekd.errors import ConfigError, DataError
 
 TINY = {'seed': 3, 'train': 12, 'val': 5, 'test': 4}
@@ -145,18 +146,15 @@ def test_crops_lie_in_the_folder_of_their_class(root, split):
         assert cv2.imread(str(root / 'crops' / split / name)).shape == (32, 32, 3)
 
 
-def test_a_crop_is_the_digit_in_its_scene(root):
-    row = table(root, 'train')['annotations'][0]
-    x, y, width, height = (int(value) for value in row['bbox'])
-    scene = cv2.imread(str(root / f'train/{row["image_id"]:06d}.png'))
-    crop = cv2.imread(str(root / f'crops/train/{CLASSES[row["category_id"] - 1]}/000001.png'))
-    # The middle 60 percent of the crop lie within the box along its longer side.
-    inner = crop[13:19, 13:19].mean(axis=(0, 1))
-    middle = scene[
-        y + height // 2 - height // 10 : y + height // 2 + height // 10 + 1,
-        x + width // 2 - width // 10 : x + width // 2 + width // 10 + 1,
-    ].mean(axis=(0, 1))
-    assert np.abs(inner - middle).max() < 40
+def test_a_crop_is_the_square_around_the_digit():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    none = np.zeros((64, 64), bool)
+    # 20 wide and 12 high: the square has a side of 25, and the size asked for keeps its pixels.
+    crop = digits.cut_crop(image, Digit(1, 0, none, (30, 26, 20, 12)), 25)
+    assert (crop == image[19:44, 27:52]).all()
+    corner = digits.cut_crop(image, Digit(1, 0, none, (0, 0, 20, 20)), 25)
+    assert (corner[3:, 3:] == image[:22, :22]).all()
+    assert (corner[:3, 5] == image[0, 2]).all()
 
 
 def test_a_person_sees_the_colours_that_were_painted():
