@@ -1,0 +1,333 @@
+"""FGFI: imitation of features near objects, where anchors say what is near.
+
+Paper: Wang, Yuan, Zhang, Feng: Distilling Object Detectors with Fine-grained Feature Imitation.
+    CVPR 2019. https://arxiv.org/abs/1906.03609
+Reads: the outputs of a detector's neck, together with the student's anchors and the true boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densekd.core.anatomy import Anatomy
+from densekd.core.batch import Batch
+from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
+from densekd.core.ops import float_island, zero_like_loss
+from densekd.core.taps import Place
+from densekd.errors import ConfigError, ShapeError, TapError, did_you_mean
+from densekd.methods.presets import choose_at, fitting_taps
+from densekd.registry import HEADS, LOSSES, PRESETS
+
+POLICIES = ('global', 'assigned', 'per_level')
+NORMS = ('pooled', 'per_level')
+# Overlaps held at a time, cells times boxes: boxes beyond it are done in turns. 64 MiB in float32.
+BUDGET = 2**24
+# Side of a box in pixels below which 'assigned' stays on the first level.
+FIRST_LEVEL = 56.0
+
+
+@torch.no_grad()
+def imitation_mask(
+    anchors: Sequence[Tensor],  # L of (H, W, A, 4) as x1, y1, x2, y2
+    gt_boxes: Tensor,  # (G, 4)
+    psi: float = 0.5,
+    policy: str = 'global',
+    valid: Sequence[Tensor] | None = None,  # L of (H, W, A) bool
+) -> list[Tensor]:
+    """Marks the cells with an anchor that overlaps a box nearly as well as any anchor does.
+
+        M_g  = max IoU(a, g) over the anchors that the policy gives box g
+        I_hw = 1 iff IoU(a_hwk, g) > psi M_g for some g and k, and M_g > 0
+
+    Args:
+        anchors: Anchors of each level.
+        gt_boxes: True boxes of one image, crowds left out.
+        psi: Share of the best overlap that is enough; 0 keeps whatever overlaps at all.
+        policy: `'global'` gives a box all anchors of all levels, `'assigned'` those of the one
+            level floor(log2(sqrt(w h) / 56)), clamped to the levels there are, `'per_level'` looks
+            for the best on each level by itself, which floods coarse levels with small boxes.
+        valid: Which anchors lie in the image and not in padding; the others count nowhere.
+
+    Returns:
+        L masks (H, W), bool.
+
+    Deviations: the authors have one level, and boxes that include their last pixel. The level rule
+    of `'assigned'` is DeFeat's, and clamps to all levels.
+
+    Raises:
+        ConfigError: If there is no such policy, or psi is not a share.
+        ShapeError: If anchors or boxes have other shapes.
+
+    Example:
+        >>> y, x = torch.meshgrid(16.0 * torch.arange(4), 16.0 * torch.arange(6), indexing='ij')
+        >>> anchors = torch.stack([x - 16, y - 16, x + 16, y + 16], -1)[:, :, None]
+        >>> (mask,) = imitation_mask([anchors], torch.tensor([[20.0, 4.0, 52.0, 36.0]]))
+        >>> mask.nonzero().tolist()
+        [[1, 2], [1, 3], [2, 2]]
+    """
+    _check_options(psi, policy)
+    anchors = [float_island(level) for level in anchors]
+    _check_boxes(anchors, gt_boxes, valid)
+    cells = [level.shape[0] * level.shape[1] for level in anchors]
+    masks = [
+        torch.zeros(count, dtype=torch.bool, device=level.device)
+        for count, level in zip(cells, anchors, strict=True)
+    ]
+    step = max(1, BUDGET // max(1, sum(cells)))
+    for boxes in gt_boxes.to(anchors[0]).split(step) if len(gt_boxes) else ():
+        overlaps = [
+            _best_overlap(level, boxes, None if valid is None else valid[i])
+            for i, level in enumerate(anchors)
+        ]
+        if policy == 'assigned':
+            home = _home_level(boxes, len(anchors))
+            overlaps = [best * (home == i) for i, best in enumerate(overlaps)]
+        tops = [_top(best) for best in overlaps]
+        if policy != 'per_level':
+            tops = [torch.stack(tops).amax(0)] * len(tops)
+        for mask, best, top in zip(masks, overlaps, tops, strict=True):
+            # Strictly above, and M > 0: a box without any overlap would mark every cell.
+            mask |= ((best > psi * top) & (top > 0)).any(1)
+    return [m.reshape(a.shape[:2]) for m, a in zip(masks, anchors, strict=True)]
+
+
+def _best_overlap(anchors: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
+    """Returns max_k IoU (H*W, G), one anchor shape at a time: memory does not grow with A."""
+    flat = anchors.reshape(-1, *anchors.shape[2:])  # (H*W, A, 4)
+    best = flat.new_zeros(len(flat), len(boxes))
+    for k in range(flat.shape[1]):
+        overlap = _iou(flat[:, k], boxes)
+        if valid is not None:
+            overlap *= valid.reshape(len(flat), -1)[:, k, None]
+        torch.maximum(best, overlap, out=best)
+    return best
+
+
+def _iou(first: Tensor, second: Tensor) -> Tensor:
+    """Returns the overlaps (P, G) of P and G boxes, 0 for boxes without area."""
+    a, b = first[:, None], second[None]
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_(0)
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_(0)
+    shared = width.mul_(height)
+    union = _area(first)[:, None] + _area(second)[None] - shared
+    # An empty union has an empty intersection: 0 over the smallest number is the 0 that is meant.
+    return shared.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]).clamp(0) * (boxes[:, 3] - boxes[:, 1]).clamp(0)
+
+
+def _home_level(boxes: Tensor, levels: int) -> Tensor:
+    # Clamped before the conversion: an empty box has log2 0 = -inf.
+    scale = (_area(boxes).sqrt() / FIRST_LEVEL).log2().floor()
+    return scale.clamp(0, levels - 1).long()
+
+
+def _top(best: Tensor) -> Tensor:
+    return best.amax(0) if len(best) else best.new_zeros(best.shape[1])
+
+
+def imitation_loss(
+    students: Sequence[Tensor],  # L of (N, C, H, W), through a connector
+    teachers: Sequence[Tensor],  # L of (N, C, H, W)
+    masks: Sequence[Tensor],  # L of (N, H, W) bool
+) -> Tensor:
+    """Squared distance at the marked cells, summed over channels, averaged over cells.
+
+        N_p = sum_{l,n,h,w} I
+        L   = 1/(2 N_p) sum_{l,n,h,w} I sum_c (S - T)^2
+
+    Deviations: N_p is pooled over the batch and the levels, where the authors have one of each.
+    Without a marked cell the loss is 0, where theirs is NaN. Channels are summed, as theirs are;
+    ports that average them need weights C times larger.
+
+    Raises:
+        ShapeError: If levels, maps or masks do not fit together.
+
+    Example:
+        >>> teacher = torch.tensor([1.0, 3.0, 5.0]).reshape(1, 3, 1, 1)
+        >>> mask = torch.ones(1, 1, 1, dtype=torch.bool)
+        >>> imitation_loss([torch.zeros(1, 3, 1, 1)], [teacher], [mask])  # (1 + 9 + 25) / 2
+        tensor(17.5000)
+    """
+    if not len(students) == len(teachers) == len(masks):
+        raise ShapeError(
+            f'imitation_loss: there are {len(students)} student maps, {len(teachers)} teacher maps '
+            f'and {len(masks)} masks; each level needs one of each.'
+        )
+    if not students:
+        raise ShapeError('imitation_loss: it needs at least one level.')
+    total = zero_like_loss(*students)
+    count = 0
+    for student, teacher, mask in zip(students, teachers, masks, strict=True):
+        check_same_shape(student, teacher, 'imitation_loss')
+        if tuple(mask.shape) != (student.shape[0], *student.shape[2:]):
+            raise ShapeError(
+                f'imitation_loss: a mask is {tuple(mask.shape)} and its map '
+                f'{tuple(student.shape)}; images, H and W must agree.'
+            )
+        # Few cells are marked, so they are picked out before anything is computed.
+        mask = mask.to(student.device, torch.bool)
+        s = student.permute(0, 2, 3, 1)[mask]
+        t = teacher.detach().permute(0, 2, 3, 1)[mask]
+        total = total + (s - t).square().sum()
+        count += len(s)
+    return total / (2 * max(count, 1))
+
+
+@LOSSES.register
+class FGFILoss(DistillLoss):
+    """`imitation_loss` near the true boxes of the batch.
+
+    The masks are computed over all levels that the student has anchors on, the loss over those
+    that are tapped. Over several processes the sum is divided by the mean of their N_p.
+
+    Args:
+        loss_weight: Factor; the authors' is 0.01.
+        psi: Share of a box's best overlap from which a cell counts.
+        policy: See `imitation_mask`.
+        norm: `'pooled'` divides by the cells of all tapped levels together, `'per_level'` takes the
+            mean of the levels' losses.
+
+    Raises:
+        ConfigError: If an option is none of these.
+    """
+
+    needs = ('gt_boxes', 'anchors', 'anchors_valid')
+    pairs = False
+    align = 'to_student'  # the masks are on the student's grid
+
+    def __init__(
+        self,
+        loss_weight: float = 0.01,
+        psi: float = 0.5,
+        policy: str = 'global',
+        norm: str = 'pooled',
+    ) -> None:
+        super().__init__(loss_weight)
+        _check_options(psi, policy)
+        if norm not in NORMS:
+            raise ConfigError(f'FGFILoss: there is no norm {norm!r}. {did_you_mean(norm, NORMS)}')
+        self.psi = psi
+        self.policy = policy
+        self.norm = norm
+        self.strides: list[tuple[int, int]] | None = None
+
+    def bind(self, student: Place, teacher: Place) -> None:
+        """Remembers the strides of the student's tapped levels."""
+        if all(stride is not None for stride in student.strides):
+            self.strides = [(round(y), round(x)) for y, x in student.strides]
+
+    def compute(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
+        """Returns the unweighted loss.
+
+        Raises:
+            TapError: If a tapped level has no anchors.
+        """
+        masks = self.masks(batch, len(student))
+        if self.norm == 'pooled':
+            return _over_processes(imitation_loss(student, teacher, masks), masks)
+        levels = [
+            _over_processes(imitation_loss([s], [t], [m]), [m])
+            for s, t, m in zip(student, teacher, masks, strict=True)
+        ]
+        return torch.stack(levels).mean()
+
+    def masks(self, batch: Batch, levels: int) -> list[Tensor]:
+        """Returns the masks (N, H, W) of the tapped levels."""
+        tapped = self._tapped(list(batch.anchors), levels)
+        anchors = list(batch.anchors.values())
+        images = []
+        for i, boxes in enumerate(batch.gt_boxes):
+            valid = [batch.anchors_valid[stride][i] for stride in batch.anchors]
+            images.append(imitation_mask(anchors, boxes, self.psi, self.policy, valid))
+        return [torch.stack([image[level] for image in images]) for level in tapped]
+
+    def _tapped(self, strides: list[tuple[int, int]], levels: int) -> list[int]:
+        if self.strides is None:  # used alone: only the number of levels can be compared
+            if levels != len(strides):
+                raise TapError(
+                    f'FGFILoss: {levels} levels are tapped, of unknown stride, and there are '
+                    f'anchors on {len(strides)}. Tap all of them, or bind the head first.'
+                )
+            return list(range(levels))
+        for stride in self.strides:
+            if stride not in strides:
+                names = ', '.join(f'{y}x{x}' for y, x in strides)
+                raise TapError(
+                    f'FGFILoss: a tapped level of the student has stride {stride[0]}x{stride[1]}, '
+                    f'where it has no anchors. Tap levels of these strides: {names}.'
+                )
+        return [strides.index(stride) for stride in self.strides]
+
+
+def _over_processes(loss: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    # DDP averages gradients. Dividing each process' sum by the mean count makes that average the
+    # loss of the whole batch; its own count would let a lone cell weigh as much as a thousand.
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return loss
+    own = torch.stack([mask.sum() for mask in masks]).sum().float()
+    mean = own.clone()
+    distributed.all_reduce(mean)
+    mean /= distributed.get_world_size()
+    return loss * own / mean.clamp(min=1.0)
+
+
+def _check_options(psi: float, policy: str) -> None:
+    if policy not in POLICIES:
+        hint = did_you_mean(policy, POLICIES)
+        raise ConfigError(f'FGFI: there is no policy {policy!r}. {hint}')
+    if not 0 <= psi <= 1:
+        raise ConfigError(f'FGFI: psi is a share of the best overlap, from 0 to 1, not {psi}.')
+
+
+def _check_boxes(anchors: list[Tensor], gt_boxes: Tensor, valid: Sequence[Tensor] | None) -> None:
+    if not anchors:
+        raise ShapeError('imitation_mask: it needs the anchors of at least one level.')
+    for level in anchors:
+        if level.dim() != 4 or level.shape[-1] != 4:
+            raise ShapeError(
+                'imitation_mask: anchors are (H, W, A, 4) for each level, not '
+                f'{tuple(level.shape)}.'
+            )
+    if gt_boxes.numel() and (gt_boxes.dim() != 2 or gt_boxes.shape[-1] != 4):
+        raise ShapeError(f'imitation_mask: boxes are (G, 4), not {tuple(gt_boxes.shape)}.')
+    if valid is not None and [v.shape for v in valid] != [a.shape[:3] for a in anchors]:
+        raise ShapeError(
+            f'imitation_mask: valid is {[tuple(v.shape) for v in valid]}, and the anchors '
+            f'need {[tuple(a.shape[:3]) for a in anchors]}.'
+        )
+
+
+@HEADS.register
+class FGFIDistillationHead(DistillationHead):
+    """Imitation on the levels of a neck, each through a 3x3 convolution of its own.
+
+    The convolution is there even for equal channels and starts near 0, as the authors' does; theirs
+    ends in a ReLU, which fits their rectified target and not a neck's signed outputs.
+    """
+
+    default_loss = dict(type='FGFILoss', loss_weight=0.01)
+    default_stu_connector = dict(type='ConvConnector', kernel_size=3, init_std=1e-4)
+
+
+@PRESETS.register(name='fgfi')
+def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
+    """Returns one distiller over all levels of the neck."""
+    choose_at('fgfi', at, preset.at)
+    if anatomy.kind not in ('one-stage', 'two-stage'):
+        raise ConfigError(
+            f"preset 'fgfi': it needs a detector's anchors and boxes; a {anatomy.kind} has none."
+        )
+    names = fitting_taps('fgfi', anatomy, 'neck.p*')
+    head = dict(type='FGFIDistillationHead', name='fgfi')
+    return [dict(student_module=names, teacher_module=list(names), head=head)]
+
+
+preset.at = ('neck',)
