@@ -1,0 +1,108 @@
+"""The methods, one paper one file, each a pure function under a thin module.
+
+Shape letters, the same in the whole project:
+
+    N      images of a batch
+    C      channels
+    H, W   height and width of a map
+    K      classes, without background
+    L      pyramid levels
+    A      anchors of a cell
+    R      rows: regions or anchors over all images
+    G      true boxes of one image
+
+The functions take the student first and the teacher second, have no weight, keep float32 and
+float64, and send no gradient to the teacher. Importing this package fills the name tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from densekd.core.head import DistillationHead
+from densekd.errors import ConfigError
+from densekd.methods.connectors import (
+    BNConnector,
+    ChannelConnector,
+    ConvConnector,
+    LinearConnector,
+    TeacherModule,
+)
+from densekd.methods.feature.fgfi import (
+    FGFIDistillationHead,
+    FGFILoss,
+    imitation_loss,
+    imitation_mask,
+)
+from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
+from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
+from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
+from densekd.methods.response.binary_kl import (
+    BinaryKLDistillationHead,
+    BinaryKLLoss,
+    binary_kl_loss,
+)
+from densekd.methods.response.kd_qfl import KDQFLDistillationHead, KDQFLLoss, kd_qfl_loss
+from densekd.registry import HEADS, LOSSES
+
+__all__ = [
+    'BNConnector',
+    'BinaryKLDistillationHead',
+    'BinaryKLLoss',
+    'ChannelConnector',
+    'ConvConnector',
+    'DistillationHead',
+    'FGFIDistillationHead',
+    'FGFILoss',
+    'FitNetDistillationHead',
+    'FitNetLoss',
+    'KDQFLDistillationHead',
+    'KDQFLLoss',
+    'LinearConnector',
+    'OFDDistillationHead',
+    'OFDLoss',
+    'PKDDistillationHead',
+    'PKDLoss',
+    'TeacherModule',
+    'binary_kl_loss',
+    'build',
+    'hint_loss',
+    'imitation_loss',
+    'imitation_mask',
+    'kd_qfl_loss',
+    'margin_from_bn',
+    'ofd_loss',
+    'pkd_loss',
+]
+
+
+def build(cfg: Any, where: str = 'head') -> DistillationHead:
+    """Returns the head that a config describes; a head that is built already is returned as it is.
+
+    Args:
+        cfg: A dict with `type` and its arguments, or a bare name.
+        where: The place in the config, for messages.
+
+    Raises:
+        ConfigError: If the config describes no head, or a bare loss.
+
+    Example:
+        >>> build(dict(type='PKDDistillationHead', name='pkd_p3')).loss.loss_weight
+        6.0
+        >>> build('PKDLoss', 'distillers[0].head')
+        Traceback (most recent call last):
+        densekd.errors.ConfigError: distillers[0].head: 'PKDLoss' is a loss, and a distiller needs \
+a head around it. Write head=dict(type='DistillationHead', loss=dict(type='PKDLoss')).
+    """
+    name = cfg.get('type') if isinstance(cfg, Mapping) else cfg
+    name = name.removeprefix('densekd.') if isinstance(name, str) else name
+    if isinstance(name, str) and name in LOSSES and name not in HEADS:
+        raise ConfigError(
+            f'{where}: {name!r} is a loss, and a distiller needs a head around it. Write '
+            f"head=dict(type='DistillationHead', loss=dict(type={name!r}))."
+        )
+    head = HEADS.build(cfg, where)
+    if not isinstance(head, DistillationHead):
+        raise ConfigError(f'{where}: a head is a dict with a type, not {cfg!r}.')
+    return head
