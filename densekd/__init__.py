@@ -4,4 +4,19 @@ A distiller taps one place in the student and one in the teacher, sends each thr
 and compares them with a loss. Importing this package needs torch alone.
 """
 
+from typing import Any
+
 __version__ = '0.1.0'
+
+# A config says type='densekd.DistillDetector'; what that needs is imported when it is asked for.
+_LAZY = {
+    'DistillDetector': 'densekd.wrappers.detector',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,97 @@
+"""What a run needs beside the model: its clock, its seeds, and checkpoints that survive a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.hooks import CheckpointHook, Hook
+
+from densekd.engine.data_order import mixed, seed_everything
+from densekd.engine.optim import unwrapped
+from densekd.engine.registry import HOOKS
+from densekd.wrappers.model import DistillModel
+
+
+@HOOKS.register_module()
+class DistillHook(Hook):
+    """Tells the model how far training is, and keeps what is not the student under `densekd`."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Sets the model's clock."""
+        model = unwrapped(runner.model)
+        if isinstance(model, DistillModel):
+            model.set_clock(runner.iter, runner.epoch)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Adds all that distillation needs to go on."""
+        model = unwrapped(runner.model)
+        if isinstance(model, DistillModel):
+            checkpoint['densekd'] = model.distillation_state()
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Takes it back when a run is resumed; a student that is merely loaded starts anew."""
+        model = unwrapped(runner.model)
+        if isinstance(model, DistillModel) and runner._resume and 'densekd' in checkpoint:
+            model.load_distillation_state(checkpoint['densekd'])
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Seeds the generators before every iteration, from the run's seed and the iteration.
+
+    So the random numbers of a step do not depend on what was drawn before it: not on validation,
+    not on loaders that were opened, and not on whether the run was interrupted.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Seeds Python's, numpy's and torch's generators."""
+        seed_everything(mixed(runner.seed, runner.iter, get_rank()))
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """Removes an old checkpoint only after the new one is on the disk."""
+
+    def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
+        with self._removals_last():
+            super()._save_checkpoint_with_step(runner, step, meta)
+
+    def _save_best_checkpoint(self, runner: Any, metrics: dict[str, Any]) -> None:
+        with self._removals_last():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _removals_last(self) -> Iterator[None]:
+        backend = self.file_backend
+        if isinstance(backend, _Deferred):  # saving the best saves the last again
+            yield
+            return
+        self.file_backend = deferred = _Deferred(backend)
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for path in deferred.doomed:
+            if backend.isfile(path):
+                backend.remove(path)
+
+
+class _Deferred:
+    """A file backend that only takes note of what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.doomed: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.doomed.append(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)

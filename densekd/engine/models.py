@@ -1,0 +1,6 @@
+"""Registers the wrappers with mmengine; imported by the registry when it is first asked."""
+
+from densekd.engine.registry import MODELS
+from densekd.wrappers.detector import DistillDetector
+
+MODELS.register_module(module=DistillDetector)

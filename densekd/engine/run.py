@@ -1,0 +1,266 @@
+"""Training and testing a config, plain or with distillation: what the commands and the demo call."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from densekd.engine.runner import DistillRunner, latest_checkpoint
+from densekd.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from densekd.wrappers.build import model_config
+from densekd.wrappers.config import load_config, plain
+
+RUN_FILE = 'run.json'
+SCOPES = {'DistillDetector': 'mmdet', 'DistillSegmentor': 'mmseg'}
+
+# What a run may change and still be the same run: where it is, how it talks, how long it is.
+FREE_KEYS = (
+    'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends',
+    'default_hooks', 'custom_hooks', 'env_cfg', 'log_processor', 'experiment_name', 'val_dataloader',
+    'test_dataloader', 'val_evaluator', 'test_evaluator', 'val_cfg', 'test_cfg', 'trust_checkpoint',
+)  # fmt: skip
+
+
+def is_distillation(cfg: Any) -> bool:
+    """Whether a config's model is one of densekd's wrappers."""
+    return str(_model(cfg).get('type', '')).removeprefix('densekd.') in SCOPES
+
+
+def _model(cfg: Any) -> Mapping[str, Any]:
+    model = cfg.get('model')
+    if not isinstance(model, Mapping) or 'type' not in model:
+        name = getattr(cfg, 'filename', None) or 'the config'
+        raise ConfigError(f'{name}: there is no model in it.')
+    return model
+
+
+def student_config(cfg: Any) -> Any:
+    """Returns the plain config of a run's student: what mmdet or mmseg is given with its checkpoint.
+
+    A plain config comes back as it is, copied.
+    """
+    cfg = copy.deepcopy(load_config(cfg))
+    cfg.pop('stages', None)
+    if not is_distillation(cfg):
+        return cfg
+    scope = SCOPES[str(cfg.model.type).removeprefix('densekd.')]
+    student = model_config(cfg.model.student, 'student')
+    if not isinstance(student, Mapping):
+        raise ConfigError('student: a network that is built already has no config.')
+    cfg.__setattr__('model', dict(student))
+    cfg.setdefault('default_scope', scope)
+    if isinstance(cfg.get('optim_wrapper'), Mapping):
+        cfg.optim_wrapper.pop('distillers', None)
+    return cfg
+
+
+def prepare(
+    cfg: Any,
+    work_dir: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    amp: bool = False,
+    launcher: str = 'none',
+) -> Any:
+    """Returns a config ready for a runner: options merged, work_dir, scope and launcher set.
+
+    Args:
+        cfg: A path, a `Config` or a dict.
+        work_dir: Where the run writes; `work_dirs/<name of the config>` by default.
+        options: Overrides, such as `{'train_cfg.max_epochs': 2}`.
+        amp: Whether to train with automatic mixed precision.
+        launcher: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
+
+    Raises:
+        ConfigError: If the config has no model, or asks for what this machine has not.
+    """
+    cfg = copy.deepcopy(load_config(cfg))
+    if options:
+        try:
+            cfg.merge_from_dict(dict(options))
+        except (KeyError, TypeError, IndexError) as error:
+            raise ConfigError(f'--cfg-options: {error}') from None
+    name = Path(getattr(cfg, 'filename', None) or 'run.py').stem
+    cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / name)
+    model = _model(cfg)
+    kind = str(model['type']).removeprefix('densekd.')
+    if str(model['type']).startswith('densekd.') and kind not in SCOPES:
+        raise ConfigError(f'model.type: densekd has no {kind!r}. {did_you_mean(kind, SCOPES)}')
+    if cfg.get('default_scope') is None:
+        cfg.default_scope = SCOPES.get(kind, 'mmdet')
+    if amp:
+        _use_amp(cfg)
+    cfg.launcher = launcher
+    if launcher != 'none':
+        _prepare_launcher(cfg)
+    return cfg
+
+
+def _use_amp(cfg: Any) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            '--amp: automatic mixed precision needs a GPU in mmengine, and none is visible. Leave '
+            'out --amp.'
+        )
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp: it replaces OptimWrapper, but the config has {wrapper}.')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _prepare_launcher(cfg: Any) -> None:
+    import torch
+
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        # Without a GPU mmengine's launcher asks for CUDA all the same; a group that is there
+        # already is taken over.
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+
+
+def train(cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = False) -> Path:
+    """Trains a prepared config, and returns the last checkpoint.
+
+    Args:
+        cfg: What `prepare` returned.
+        resume: Whether to go on where the run in `work_dir` stopped.
+        preflight: Whether to prove the wiring before the first step.
+        trust: Whether checkpoints may run code while they are read.
+
+    Raises:
+        DataError: If `work_dir` holds another run, or one that is not to be resumed, or the data
+            is not what the config says.
+        DenseKDError: What the preflight finds.
+    """
+    claim(cfg, resume)
+    if preflight:
+        from densekd.engine.preflight import check_before_training
+
+        check_before_training(cfg)
+    return run(cfg, resume, trust)
+
+
+def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
+    """Runs the training of a config whose work_dir is claimed already."""
+    from densekd.engine.data_checks import data_errors
+
+    cfg = copy.deepcopy(cfg)
+    cfg.resume = bool(resume)
+    if resume:
+        latest = latest_checkpoint(cfg.work_dir)
+        if latest is None:
+            cfg.resume = False
+    if trust and is_distillation(cfg):
+        cfg.model.trust_checkpoint = True
+    runner = DistillRunner.from_cfg(cfg)
+    runner.trust_checkpoint = trust
+    with data_errors(cfg):
+        runner.train()
+    last = latest_checkpoint(cfg.work_dir)
+    if last is None:
+        raise CheckpointError(f'{cfg.work_dir}: the run ended without a checkpoint.')
+    return last
+
+
+def claim(cfg: Any, resume: bool) -> None:
+    """Makes a folder this run's own, and refuses one that holds another run.
+
+    Raises:
+        DataError: If the folder holds a run and `resume` is false, or a run of another config.
+    """
+    folder = Path(cfg.work_dir)
+    marker = folder / RUN_FILE
+    mine = fingerprint(cfg)
+    held = None
+    if marker.is_file():
+        try:
+            held = json.loads(marker.read_text())
+        except (json.JSONDecodeError, OSError):
+            held = {}
+    strangers = [p for p in [*folder.glob('*.pth'), folder / 'last_checkpoint'] if p.exists()]
+    if held is None and strangers and not resume:
+        raise DataError(
+            f'{folder}: the folder holds another run ({strangers[0].name}). Give another '
+            '--work-dir, or --resume to go on with that one.'
+        )
+    if held is not None:
+        differing = [k for k, v in mine.items() if held.get('parts', {}).get(k, v) != v]
+        if differing:
+            raise DataError(
+                f'{folder}: the folder holds another run: its {differing[0]} differs from this '
+                'config. Give another --work-dir.'
+            )
+        if strangers and not resume:
+            raise DataError(
+                f'{folder}: the folder holds a run of this config already. Pass --resume to go '
+                'on with it, or give another --work-dir.'
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {'config': str(getattr(cfg, 'filename', '')), 'parts': mine})
+
+
+def fingerprint(cfg: Any) -> dict[str, str]:
+    """Returns a hash of each part of a config that decides what is trained."""
+    parts = {}
+    for key, value in plain(cfg._cfg_dict.to_dict()).items():
+        if key not in FREE_KEYS and isinstance(value, (dict, list)):
+            text = json.dumps(value, sort_keys=True, default=repr)
+            parts[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {k: v for k, v in parts.items() if k in _DECISIVE}
+
+
+_DECISIVE = (
+    'model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness', 'stages',
+)  # fmt: skip
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    aside = path.with_name(f'.{path.name}.{os.getpid()}')
+    aside.write_text(json.dumps(value, indent=1))
+    os.replace(aside, path)
+
+
+def evaluate(cfg: Any, checkpoint: str | os.PathLike[str], trust: bool = False) -> dict[str, float]:
+    """Scores a checkpoint with the config's own test data and evaluator.
+
+    Args:
+        cfg: A prepared config; of a distillation config, the student is tested.
+        checkpoint: The student's checkpoint.
+        trust: Whether the checkpoint may run code while it is read.
+
+    Returns:
+        The evaluator's metrics.
+
+    Raises:
+        ConfigError: If the config says nothing of testing.
+        CheckpointError: If the checkpoint does not fit the student.
+    """
+    from densekd.core.checkpoint import load_weights, read_checkpoint
+    from densekd.engine.data_checks import data_errors
+    from densekd.wrappers.build import without_pretrained
+
+    plain_cfg = student_config(cfg)
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        if plain_cfg.get(key) is None:
+            raise ConfigError(f'test: the config has no {key}, so that there is nothing to score.')
+    plain_cfg.model = without_pretrained(plain(plain_cfg.model))
+    plain_cfg.load_from, plain_cfg.resume = None, False
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
+        plain_cfg.pop(key, None)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        plain_cfg.pop(key, None)
+    read = read_checkpoint(checkpoint, trust)
+    runner = DistillRunner.from_cfg(plain_cfg)
+    load_weights(runner.model, read, checkpoint, 'student')
+    runner._has_loaded = True
+    with data_errors(plain_cfg):
+        return runner.test()
