@@ -74,6 +74,12 @@ def test_a_scene_does_not_depend_on_how_many_there_are(root, tmp_path):
         assert (fewer / name).read_bytes() == (root / name).read_bytes()
 
 
+def test_splits_have_backgrounds_of_their_own(root):
+    train, val, test = (cv2.imread(str(root / split / '000000.png')) for split in SPLITS)
+    for one, two in ((train, val), (train, test), (val, test)):
+        assert (one == two).mean() < 0.1
+
+
 def test_no_digit_sample_is_in_two_splits(root):
     samples = marker(root)['samples']
     assert sorted(sum(samples.values(), [])) == list(range(1797))
