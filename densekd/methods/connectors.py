@@ -251,7 +251,7 @@ class TeacherModule(Connector):
             raise ConfigError(f"TeacherModule: side is 'student' or 'teacher', not {side!r}.")
         self.paths = [path] if isinstance(path, str) else list(path)
         self.side = side
-        self.__dict__['_teacher'] = None
+        self._teacher: _Frozen | None = None
 
     def bind(self, own: Place, other: Place) -> None:
         """Takes the teacher from its place, and checks that it has the modules."""
@@ -263,8 +263,7 @@ class TeacherModule(Connector):
             )
         for path in self.paths:
             resolve(model, Tap(path, name=path), 'TeacherModule')
-        # In __dict__ and not as an attribute: nn.Module would adopt it as a child.
-        self.__dict__['_teacher'] = _Frozen(model)
+        self._teacher = _Frozen(model)  # no nn.Module, so that no module tree adopts it
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the teacher's modules on `x`."""

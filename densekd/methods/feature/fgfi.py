@@ -8,7 +8,7 @@ Reads: the outputs of a detector's neck, together with the student's anchors and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -220,8 +220,9 @@ class FGFILoss(DistillLoss):
 
     def bind(self, student: Place, teacher: Place) -> None:
         """Remembers the strides of the student's tapped levels."""
-        if all(stride is not None for stride in student.strides):
-            self.strides = [(round(y), round(x)) for y, x in student.strides]
+        known = [stride for stride in student.strides if stride is not None]
+        if len(known) == len(student.strides):
+            self.strides = [(round(y), round(x)) for y, x in known]
 
     def compute(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         """Returns the unweighted loss.
@@ -313,8 +314,12 @@ class FGFIDistillationHead(DistillationHead):
     ends in a ReLU, which fits their rectified target and not a neck's signed outputs.
     """
 
-    default_loss = dict(type='FGFILoss', loss_weight=0.01)
-    default_stu_connector = dict(type='ConvConnector', kernel_size=3, init_std=1e-4)
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'FGFILoss', 'loss_weight': 0.01}
+    default_stu_connector: ClassVar[dict[str, Any]] = {
+        'type': 'ConvConnector',
+        'kernel_size': 3,
+        'init_std': 1e-4,
+    }
 
 
 @PRESETS.register(name='fgfi')
@@ -326,8 +331,8 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
             f"preset 'fgfi': it needs a detector's anchors and boxes; a {anatomy.kind} has none."
         )
     names = fitting_taps('fgfi', anatomy, 'neck.p*')
-    head = dict(type='FGFIDistillationHead', name='fgfi')
-    return [dict(student_module=names, teacher_module=list(names), head=head)]
+    head = {'type': 'FGFIDistillationHead', 'name': 'fgfi'}
+    return [{'student_module': names, 'teacher_module': list(names), 'head': head}]
 
 
 preset.at = ('neck',)

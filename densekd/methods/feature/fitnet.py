@@ -7,7 +7,7 @@ Reads: the middle of a classifier; every level of a neck; any feature map.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -70,8 +70,8 @@ class FitNetDistillationHead(DistillationHead):
     the paper gives it one (`stu_connector=dict(type='ConvConnector', act='relu')`).
     """
 
-    default_loss = dict(type='FitNetLoss', loss_weight=1.0)
-    default_stu_connector = dict(type='ConvConnector', kernel_size=1)
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'FitNetLoss', 'loss_weight': 1.0}
+    default_stu_connector: ClassVar[dict[str, Any]] = {'type': 'ConvConnector', 'kernel_size': 1}
 
 
 @PRESETS.register(name='fitnet')
@@ -91,14 +91,14 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
         names, weight = names[(len(names) - 1) // 2 :][:1], 100.0
     distillers = []
     for name in names:
-        head: dict[str, Any] = dict(
-            type='FitNetDistillationHead',
-            loss=dict(type='FitNetLoss', loss_weight=weight),
-            name=f'fitnet_{short(name)}',
-        )
+        head: dict[str, Any] = {
+            'type': 'FitNetDistillationHead',
+            'loss': {'type': 'FitNetLoss', 'loss_weight': weight},
+            'name': f'fitnet_{short(name)}',
+        }
         if anatomy.teacher[name].rectified:
-            head['stu_connector'] = dict(type='ConvConnector', act='relu')
-        distillers.append(dict(student_module=name, teacher_module=name, head=head))
+            head['stu_connector'] = {'type': 'ConvConnector', 'act': 'relu'}
+        distillers.append({'student_module': name, 'teacher_module': name, 'head': head})
     return distillers
 
 

@@ -9,7 +9,7 @@ Reads: values from before a ReLU: the sum at the end of a residual stage
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -196,20 +196,20 @@ class OFDLoss(DistillLoss):
 
 def _margin_of(place: Place) -> Tensor:
     norm = place.norm
-    if not _is_batch_norm(norm):
+    if norm is None or not _is_batch_norm(norm):
         found = 'no normalisation' if norm is None else f'{type(norm).__name__}'
         raise ConfigError(
             f'OFDLoss: tap {place.tap.label!r} is fed by {found}, and margin="bn" takes the '
             'margins from a batch normalisation. Give the loss margin="empirical", or tap '
             '"backbone.cN.pre_relu" or the output of a batch normalisation.'
         )
-    weight, bias = norm.weight, norm.bias
-    if weight is None:  # affine=False: the output is N(0, 1)
+    weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    if weight is None or bias is None:  # affine=False: the output is N(0, 1)
         weight, bias = torch.ones(place.channels), torch.zeros(place.channels)
     return margin_from_bn(weight, bias).float()
 
 
-def _is_batch_norm(norm: nn.Module | None) -> bool:
+def _is_batch_norm(norm: nn.Module) -> bool:
     # Also those that are no subclass of torch's: frozen ones, which keep all four as buffers.
     if isinstance(norm, _BatchNorm):
         return True
@@ -222,8 +222,8 @@ def _is_batch_norm(norm: nn.Module | None) -> bool:
 class OFDDistillationHead(DistillationHead):
     """OFD at one place: its connector on the student's side is there even for equal channels."""
 
-    default_loss = dict(type='OFDLoss', loss_weight=1e-3)
-    default_stu_connector = dict(type='BNConnector')
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'OFDLoss', 'loss_weight': 1e-3}
+    default_stu_connector: ClassVar[dict[str, Any]] = {'type': 'BNConnector'}
 
 
 @PRESETS.register(name='ofd')
@@ -247,11 +247,11 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
         divisors = [16.0 if 'feature' in name else 1.0 for name in names]
     distillers = []
     for name, divisor in zip(names, divisors, strict=True):
-        loss: dict[str, Any] = dict(type='OFDLoss', loss_weight=base / divisor)
+        loss: dict[str, Any] = {'type': 'OFDLoss', 'loss_weight': base / divisor}
         if anatomy.teacher[name].norm is None:
             loss['margin'] = 'empirical'
-        head = dict(type='OFDDistillationHead', loss=loss, name=f'ofd_{short(name)}')
-        distillers.append(dict(student_module=name, teacher_module=name, head=head))
+        head = {'type': 'OFDDistillationHead', 'loss': loss, 'name': f'ofd_{short(name)}'}
+        distillers.append({'student_module': name, 'teacher_module': name, 'head': head})
     return distillers
 
 

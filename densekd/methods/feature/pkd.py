@@ -7,7 +7,7 @@ Reads: the neck's outputs, also of unlike detectors (FCOS teaching RetinaNet).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,8 +99,12 @@ class PKDDistillationHead(DistillationHead):
     which the loss would be blind to.
     """
 
-    default_loss = dict(type='PKDLoss', loss_weight=6.0)
-    default_stu_connector = dict(type='ConvConnector', bias=False, only_if_needed=True)
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'PKDLoss', 'loss_weight': 6.0}
+    default_stu_connector: ClassVar[dict[str, Any]] = {
+        'type': 'ConvConnector',
+        'bias': False,
+        'only_if_needed': True,
+    }
 
 
 @PRESETS.register(name='pkd')
@@ -109,15 +113,15 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     choose_at('pkd', at, preset.at)
     weight = 10.0 if anatomy.kind == 'one-stage' else 6.0
     return [
-        dict(
-            student_module=name,
-            teacher_module=name,
-            head=dict(
-                type='PKDDistillationHead',
-                loss=dict(type='PKDLoss', loss_weight=weight),
-                name=f'pkd_{short(name)}',
-            ),
-        )
+        {
+            'student_module': name,
+            'teacher_module': name,
+            'head': {
+                'type': 'PKDDistillationHead',
+                'loss': {'type': 'PKDLoss', 'loss_weight': weight},
+                'name': f'pkd_{short(name)}',
+            },
+        }
         for name in fitting_taps('pkd', anatomy, 'neck.p*')[:4]
     ]
 

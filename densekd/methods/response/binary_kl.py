@@ -7,7 +7,7 @@ Reads: the sigmoid classification logits of a one-stage detector.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,7 +92,7 @@ class BinaryKLLoss(DenseLogitLoss):
 class BinaryKLDistillationHead(DistillationHead):
     """Binary KL on classification logits, temperature 1."""
 
-    default_loss = dict(type='BinaryKLLoss', loss_weight=1.0)
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'BinaryKLLoss', 'loss_weight': 1.0}
 
 
 @PRESETS.register(name='binary_kl')

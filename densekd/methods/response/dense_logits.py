@@ -116,4 +116,6 @@ def dense_logit_distillers(
     """Returns the one distiller of a preset on dense logits."""
     choose_at(preset, at, ('head',))
     (name,) = fitting_taps(preset, anatomy, 'head.cls_logits')
-    return [dict(student_module=name, teacher_module=name, head=dict(type=head, name=preset))]
+    return [
+        {'student_module': name, 'teacher_module': name, 'head': {'type': head, 'name': preset}}
+    ]

@@ -9,7 +9,7 @@ Reads: the sigmoid classification logits of a one-stage detector.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,7 @@ class KDQFLLoss(DenseLogitLoss):
 class KDQFLDistillationHead(DistillationHead):
     """KD-QFL on classification logits: weight 1 and beta 1, as in CrossKD."""
 
-    default_loss = dict(type='KDQFLLoss', loss_weight=1.0)
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'KDQFLLoss', 'loss_weight': 1.0}
 
 
 @PRESETS.register(name='kd_qfl')

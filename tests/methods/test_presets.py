@@ -1,0 +1,160 @@
+"""What a preset stands for, where it can't be used, and how a head is built from a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from densekd.core.anatomy import Anatomy
+from densekd.core.taps import Tap
+from densekd.errors import ConfigError
+from densekd.methods import DistillationHead, PKDLoss, build
+from densekd.registry import HEADS, LOSSES, PRESETS
+
+STAGES = ['backbone.c2', 'backbone.c3', 'backbone.c4', 'backbone.c5']
+
+
+def anatomy(
+    kind: str, names: list[str], frozen: tuple[str, ...] = (), norm: bool = True
+) -> Anatomy:
+    taps = {}
+    for name in names:
+        stage = name in STAGES
+        fed = 'bn3' if norm and name.endswith('.pre_relu') else None
+        taps[name] = Tap(name, name=name, norm=fed, rectified=stage)
+    return Anatomy(taps, taps, kind, frozenset(frozen))
+
+
+def detector(kind: str = 'one-stage') -> Anatomy:
+    pre = [f'{name}.pre_relu' for name in STAGES]
+    neck = [f'neck.p{i}' for i in (3, 4, 5, 6, 7)]
+    frozen = ('backbone.c2', 'backbone.c2.pre_relu')
+    return anatomy(kind, [*STAGES, *pre, *neck, 'head.cls_logits'], frozen)
+
+
+def classifier(stages: list[str]) -> Anatomy:
+    pre = [f'{name}.pre_relu' for name in stages]
+    return anatomy('classifier', [*stages, *pre, 'embedding', 'logits'])
+
+
+def preset(name: str, of: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
+    return PRESETS.get(name, 'test')(of, at)
+
+
+def table(distillers: list[dict[str, Any]]) -> dict[str, tuple[str, float]]:
+    heads = [build(d['head']) for d in distillers]
+    return {
+        d['head']['name']: (d['student_module'], head.loss.loss_weight)
+        for d, head in zip(distillers, heads, strict=True)
+    }
+
+
+def test_ofd_on_a_detector() -> None:
+    assert table(preset('ofd', detector())) == {
+        'ofd_c3': ('backbone.c3.pre_relu', 2.5e-6),
+        'ofd_c4': ('backbone.c4.pre_relu', 5e-6),
+        'ofd_c5': ('backbone.c5.pre_relu', 1e-5),
+    }
+
+
+def test_ofd_on_classifiers_and_segmentors() -> None:
+    weights = [weight for _, weight in table(preset('ofd', classifier(STAGES[:3]))).values()]
+    assert weights == [2.5e-4, 5e-4, 1e-3]
+    pre = [f'{name}.pre_relu' for name in STAGES]
+    segmentor = anatomy('segmentor', [*pre, 'decode.aspp', 'decode.feature', 'decode.logits'])
+    weights = [weight for _, weight in table(preset('ofd', segmentor)).values()]
+    assert weights == [1.25e-6, 2.5e-6, 5e-6, 1e-5]
+    assert table(preset('ofd', segmentor, 'head')) == {
+        'ofd_aspp': ('decode.aspp', 1e-5),
+        'ofd_feature': ('decode.feature', 6.25e-7),
+    }
+
+
+def test_ofd_without_norms_counts_its_margins() -> None:
+    bare = anatomy('classifier', ['backbone.c3.pre_relu'], norm=False)
+    assert preset('ofd', bare)[0]['head']['loss']['margin'] == 'empirical'
+    assert 'margin' not in preset('ofd', classifier(STAGES))[0]['head']['loss']
+
+
+def test_pkd_takes_the_first_four_levels() -> None:
+    names = table(preset('pkd', detector()))
+    assert names == {f'pkd_p{i}': (f'neck.p{i}', 10.0) for i in (3, 4, 5, 6)}
+    assert {w for _, w in table(preset('pkd', detector('two-stage'))).values()} == {6.0}
+
+
+def test_fgfi_is_one_distiller_over_all_levels() -> None:
+    (distiller,) = preset('fgfi', detector('two-stage'))
+    assert distiller['student_module'] == [f'neck.p{i}' for i in (3, 4, 5, 6, 7)]
+    assert distiller['teacher_module'] == distiller['student_module']
+    assert build(distiller['head']).loss.loss_weight == 0.01
+
+
+def test_fitnet() -> None:
+    assert list(table(preset('fitnet', detector()))) == [f'fitnet_p{i}' for i in (3, 4, 5, 6, 7)]
+    backbone = preset('fitnet', detector(), 'backbone')
+    assert list(table(backbone)) == ['fitnet_c3', 'fitnet_c4', 'fitnet_c5']
+    # Behind a ReLU the regressor has one too; on a neck it must not.
+    assert backbone[0]['head']['stu_connector']['act'] == 'relu'
+    assert build(preset('fitnet', detector())[0]['head']).stu_connector.act is None
+    for stages in (STAGES, STAGES[:3]):
+        assert table(preset('fitnet', classifier(stages))) == {'fitnet_c3': ('backbone.c3', 100.0)}
+
+
+@pytest.mark.parametrize('name', ['kd_qfl', 'binary_kl'])
+def test_dense_logits(name: str) -> None:
+    assert table(preset(name, detector())) == {name: ('head.cls_logits', 1.0)}
+
+
+OURS = ['binary_kl', 'fgfi', 'fitnet', 'kd_qfl', 'ofd', 'pkd']
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_every_preset_says_where_it_stands_and_names_its_heads_apart(name: str) -> None:
+    for at in PRESETS.get(name, 'test').at:
+        if (name, at) == ('ofd', 'head'):
+            continue  # segmentors
+        heads = [d['head']['name'] for d in preset(name, detector(), at)]
+        assert len(set(heads)) == len(heads)
+        assert all(head == head.lower() and 'loss' not in head for head in heads)
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_an_unknown_level_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset '{name}': there is no at='nekc'"):
+        preset(name, detector(), 'nekc')
+
+
+@pytest.mark.parametrize('name', OURS)
+def test_models_without_the_taps_are_refused_with_those_they_have(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset '{name}': it needs .* embedding, logits"):
+        preset(name, anatomy('one-stage', ['logits', 'embedding']))
+
+
+def test_fgfi_needs_a_detector() -> None:
+    with pytest.raises(ConfigError, match='a segmentor has none'):
+        preset('fgfi', anatomy('segmentor', ['neck.p3']))
+
+
+def test_build_refuses_what_is_no_head() -> None:
+    with pytest.raises(ConfigError, match="'PKDLoss' is a loss.*dict\\(type='DistillationHead'"):
+        build({'type': 'densekd.PKDLoss', 'loss_weight': 3.0}, 'distillers[0].head')
+    with pytest.raises(ConfigError, match="Did you mean 'PKDDistillationHead'"):
+        build('PKDDistilationHead')
+    with pytest.raises(ConfigError, match='not 3'):
+        build(3)
+    with pytest.raises(ConfigError, match='not PKDLoss'):
+        build(PKDLoss())
+
+
+def test_build_takes_names_dicts_and_heads() -> None:
+    head = build('densekd.OFDDistillationHead')
+    assert build(head) is head
+    assert build({'type': 'DistillationHead', 'loss': 'PKDLoss', 'name': 'x'}).name == 'x'
+
+
+@pytest.mark.parametrize('name', sorted(set(HEADS) - {'DistillationHead'}))
+def test_every_head_is_complete_without_arguments(name: str) -> None:
+    head = build(name)
+    assert isinstance(head, DistillationHead)
+    assert head.default_loss['type'] in LOSSES

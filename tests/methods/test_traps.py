@@ -1,0 +1,507 @@
+"""Where the plain formula, a framework or a batch would go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from densekd.core.batch import Batch
+from densekd.core.head import DistillationHead
+from densekd.core.taps import Place, Tap
+from densekd.errors import ConfigError, DenseKDError, ShapeError, TapError
+from densekd.methods import (
+    BinaryKLLoss,
+    FGFIDistillationHead,
+    FGFILoss,
+    FitNetLoss,
+    KDQFLLoss,
+    OFDDistillationHead,
+    OFDLoss,
+    PKDDistillationHead,
+    PKDLoss,
+    binary_kl_loss,
+    hint_loss,
+    imitation_loss,
+    imitation_mask,
+    kd_qfl_loss,
+    margin_from_bn,
+    ofd_loss,
+    pkd_loss,
+)
+from densekd.methods.feature import fgfi
+
+MARGIN = torch.tensor([-0.5, -1.0, -0.2])
+MAP_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    'hint': hint_loss,
+    'ofd': lambda s, t: ofd_loss(s, t, MARGIN),
+    'pkd': pkd_loss,
+    'imitation': lambda s, t: imitation_loss([s], [t], [s.detach()[:, 0] > -9]),
+}
+ROW_LOSSES = {'kd_qfl': kd_qfl_loss, 'binary_kl': binary_kl_loss}
+maps = pytest.mark.parametrize('loss', MAP_LOSSES.values(), ids=MAP_LOSSES.keys())
+rows = pytest.mark.parametrize('loss', ROW_LOSSES.values(), ids=ROW_LOSSES.keys())
+
+
+def place(
+    name: str = 'neck.p3',
+    shapes: tuple[tuple[int, ...], ...] = ((1, 3, 4, 5),),
+    strides: tuple[tuple[float, float] | None, ...] | None = None,
+    norm: torch.nn.Module | None = None,
+    rectified: bool = False,
+) -> Place:
+    strides = (None,) * len(shapes) if strides is None else strides
+    return Place(Tap(name, name=name, rectified=rectified), shapes, strides, norm)
+
+
+def grid(height: int, width: int, stride: int, sides: list[tuple[float, float]]) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    centre = torch.stack([x, y, x, y], -1)[:, :, None] * float(stride)
+    return centre + torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
+
+
+def pyramid(height: int = 8, width: int = 12) -> dict[tuple[int, int], Tensor]:
+    return {
+        (8, 8): grid(height, width, 8, [(16, 16), (24, 12)]),
+        (16, 16): grid(height // 2, width // 2, 16, [(32, 32), (48, 24)]),
+        (32, 32): grid(height // 4, width // 4, 32, [(64, 64), (96, 48)]),
+    }
+
+
+def detection_batch(boxes: list[list[list[float]]], width: int = 12) -> Batch:
+    anchors = pyramid(width=width)
+    return Batch(
+        {
+            'gt_boxes': [torch.tensor(b).reshape(-1, 4) for b in boxes],
+            'anchors': anchors,
+            'anchors_valid': {
+                k: torch.ones(len(boxes), *a.shape[:3], dtype=torch.bool)
+                for k, a in anchors.items()
+            },
+        }
+    )
+
+
+BOXES = torch.tensor([[10.0, 8.0, 40.0, 30.0], [50.0, 20.0, 60.0, 33.0], [0.0, 0.0, 90.0, 60.0]])
+
+
+# All losses on maps
+
+
+@maps
+def test_no_gradient_reaches_the_teacher(loss: Callable[..., Tensor]) -> None:
+    s, t = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5, requires_grad=True)
+    loss(s, t).backward()
+    assert t.grad is None
+    assert bool(s.grad.isfinite().all()) and bool(s.grad.any())
+
+
+@maps
+def test_channels_last_and_non_square_maps(loss: Callable[..., Tensor]) -> None:
+    s, t = torch.randn(2, 2, 3, 4, 7)
+    expected = loss(s, t)
+    striped = loss(s.contiguous(memory_format=torch.channels_last), t)
+    torch.testing.assert_close(striped, expected)
+    transposed = loss(s.transpose(2, 3), t.transpose(2, 3))
+    torch.testing.assert_close(transposed, expected)
+
+
+@maps
+@pytest.mark.parametrize('kind', [torch.float32, torch.float64])
+def test_the_kind_of_float_is_kept(loss: Callable[..., Tensor], kind: torch.dtype) -> None:
+    s, t = torch.randn(2, 1, 3, 4, 5).to(kind)
+    value = loss(s, t)
+    assert value.dtype == kind and value.dim() == 0
+
+
+@maps
+def test_a_dead_student_has_a_finite_gradient(loss: Callable[..., Tensor]) -> None:
+    s = torch.zeros(2, 3, 4, 5, requires_grad=True)
+    loss(s, torch.randn(2, 3, 4, 5)).backward()
+    assert bool(s.grad.isfinite().all())
+    assert s.grad.abs().max() < 10  # PKD divides by 1e-6 there if it is let
+
+
+@maps
+def test_an_empty_batch_gives_an_attached_zero(loss: Callable[..., Tensor]) -> None:
+    s = torch.zeros(0, 3, 4, 5, requires_grad=True)
+    value = loss(s, torch.zeros(0, 3, 4, 5))
+    assert value.item() == 0.0 and value.requires_grad
+
+
+@maps
+@pytest.mark.parametrize('shape', [(2, 4, 4, 5), (2, 1, 4, 5), (2, 3, 1, 5), (1, 3, 4, 5)])
+def test_unlike_shapes_are_refused(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match='the student has'):
+        loss(torch.zeros(2, 3, 4, 5), torch.zeros(shape))
+
+
+@pytest.mark.parametrize('module', [FitNetLoss(), PKDLoss()])
+def test_modules_bring_sizes_together_and_leave_autocast(module: torch.nn.Module) -> None:
+    s = torch.randn(2, 3, 4, 5, requires_grad=True)
+    t = torch.randn(2, 3, 8, 10)
+    with torch.autocast('cpu', torch.bfloat16):
+        mixed = module(s, t)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, module(s, t))
+    half = module(s.bfloat16(), t.bfloat16())
+    assert half.dtype == torch.float32 and bool(half.isfinite())
+
+
+# PKD
+
+
+def test_pkd_of_single_values_is_an_attached_zero() -> None:
+    s = torch.randn(1, 3, 1, 1, requires_grad=True)
+    value = pkd_loss(s, torch.randn(1, 3, 1, 1))
+    value.backward()
+    assert value.item() == 0.0 and not s.grad.any()
+
+
+def test_pkd_leaves_channels_out_that_are_constant_in_the_teacher() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5)
+    t[:, 1] = 5.0 + 1e-7 * torch.randn(2, 4, 5)
+    s.requires_grad_()
+    value = pkd_loss(s, t)
+    value.backward()
+    keep = [0, 2]
+    torch.testing.assert_close(value, pkd_loss(s[:, keep], t[:, keep]) * 2 / 3)
+    assert not s.grad[:, 1].any() and bool(s.grad[:, 0].any())
+
+
+# OFD
+
+
+def test_ofd_refuses_margins_of_other_channels() -> None:
+    with pytest.raises(ShapeError, match='2 margins'):
+        ofd_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(2))
+
+
+def test_ofd_gives_no_gradient_where_both_are_negative() -> None:
+    s = torch.tensor([-3.0, -3.0]).reshape(1, 1, 1, 2).requires_grad_()
+    ofd_loss(s, torch.tensor([-1.0, 1.0]).reshape(1, 1, 1, 2), torch.tensor([-2.0])).backward()
+    assert s.grad.flatten().tolist() == [0.0, -8.0]
+
+
+@pytest.mark.parametrize('norm', [torch.nn.BatchNorm2d(3), torch.nn.SyncBatchNorm(3)])
+def test_ofd_margins_come_from_the_norm_and_are_saved(norm: torch.nn.Module) -> None:
+    with torch.no_grad():
+        norm.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    loss = OFDLoss()
+    loss.bind(place(), place(norm=norm))
+    torch.testing.assert_close(loss.margins(), margin_from_bn(norm.weight, norm.bias))
+    assert list(loss.state_dict()) == ['margin']
+    plain = OFDLoss()
+    plain.bind(place(), place(norm=torch.nn.BatchNorm2d(3, affine=False)))
+    assert plain.margins().tolist() == pytest.approx([-0.797885] * 3, abs=1e-6)
+
+
+@pytest.mark.parametrize('norm', [None, torch.nn.GroupNorm(1, 3), torch.nn.InstanceNorm2d(3)])
+def test_ofd_without_batch_norm_proposes_empirical_margins(norm: torch.nn.Module | None) -> None:
+    with pytest.raises(ConfigError, match='margin="empirical"'):
+        OFDLoss().bind(place(), place(norm=norm))
+
+
+def test_ofd_behind_a_relu_is_refused() -> None:
+    with pytest.raises(TapError, match='comes out of a ReLU'):
+        OFDLoss().bind(place(), place('backbone.c3', rectified=True))
+
+
+def test_ofd_empirical_margins_are_means_over_all_batches() -> None:
+    loss = OFDLoss(margin='empirical')
+    loss.bind(place(), place(shapes=((1, 2, 2, 2),)))
+    first, second = torch.randn(2, 3, 2, 4, 4)
+    first[:, 1], second[:, 1] = 1.0, 2.0  # never negative
+    loss(torch.zeros(3, 2, 4, 4), first)
+    loss(torch.zeros(3, 2, 4, 4), second)
+    seen = torch.cat([first, second])[:, 0]
+    expected = torch.stack([seen[seen < 0].mean(), torch.tensor(0.0)])
+    torch.testing.assert_close(loss.margins(), expected)
+    loss.eval()
+    loss(torch.zeros(3, 2, 4, 4), first - 100)
+    torch.testing.assert_close(loss.margins(), expected)
+    copy = OFDLoss(margin='empirical')
+    copy.bind(place(), place(shapes=((1, 2, 2, 2),)))
+    copy.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(copy.margins(), expected)
+
+
+def test_ofd_empirical_margin_of_a_normal_channel_is_the_closed_form() -> None:
+    loss = OFDLoss(margin='empirical')
+    loss.bind(place(), place(shapes=((1, 1, 2, 2),)))
+    values = torch.randn(4, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    loss(values, values)
+    assert loss.margins().item() == pytest.approx(-0.797885, abs=5e-3)
+
+
+# FGFI
+
+
+@pytest.mark.parametrize('policy', fgfi.POLICIES)
+def test_boxes_in_turns_give_the_same_masks(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors = list(pyramid().values())
+    whole = imitation_mask(anchors, BOXES, 0.3, policy)
+    monkeypatch.setattr(fgfi, 'BUDGET', 1)
+    parts = imitation_mask(anchors, BOXES, 0.3, policy)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize('policy', fgfi.POLICIES)
+def test_a_mask_is_the_union_over_boxes_in_any_order(policy: str) -> None:
+    anchors = list(pyramid().values())
+    whole = imitation_mask(anchors, BOXES, policy=policy)
+    single = [imitation_mask(anchors, box[None], policy=policy) for box in BOXES]
+    mixed = imitation_mask(anchors, BOXES[[2, 0, 1, 0]], policy=policy)
+    for level, mask in enumerate(whole):
+        assert torch.equal(mask, single[0][level] | single[1][level] | single[2][level])
+        assert torch.equal(mask, mixed[level])
+
+
+def test_a_larger_psi_marks_fewer_cells() -> None:
+    anchors = list(pyramid().values())
+    before = imitation_mask(anchors, BOXES, 0.0)
+    for psi in (0.2, 0.5, 0.9, 1.0):
+        after = imitation_mask(anchors, BOXES, psi)
+        assert not any((a & ~b).any() for a, b in zip(after, before, strict=True))
+        before = after
+    assert not any(mask.any() for mask in before)  # strictly above the best: none
+
+
+@pytest.mark.parametrize('policy', fgfi.POLICIES)
+def test_padding_does_not_change_a_mask(policy: str) -> None:
+    narrow, wide = pyramid(width=12), pyramid(width=20)
+    box = torch.tensor([[60.0, 10.0, 104.0, 50.0]])  # its best anchor would be in the padding
+    alone = imitation_mask(list(narrow.values()), box, policy=policy)
+    valid = []
+    for a, b in zip(narrow.values(), wide.values(), strict=True):
+        inside = torch.zeros(b.shape[:3], dtype=torch.bool)
+        inside[:, : a.shape[1]] = True
+        valid.append(inside)
+    padded = imitation_mask(list(wide.values()), box, policy=policy, valid=valid)
+    unaware = imitation_mask(list(wide.values()), box, policy=policy)
+    for a, b in zip(alone, padded, strict=True):
+        assert torch.equal(a, b[:, : a.shape[1]]) and not b[:, a.shape[1] :].any()
+    differs = [not torch.equal(a, b) for a, b in zip(padded, unaware, strict=True)]
+    assert any(differs)
+
+
+def test_boxes_without_area_or_number_mark_nothing() -> None:
+    anchors = list(pyramid().values())
+    for boxes in (torch.zeros(0, 4), torch.zeros(0), torch.tensor([[5.0, 5.0, 5.0, 30.0]])):
+        for policy in fgfi.POLICIES:
+            masks = imitation_mask(anchors, boxes, policy=policy)
+            assert [m.shape for m in masks] == [a.shape[:2] for a in anchors]
+            assert not any(m.any() for m in masks)
+
+
+def test_anchor_order_is_row_column_shape() -> None:
+    # One wide anchor shape among squares, on a grid that is not square: only its cell is marked.
+    anchors = grid(3, 5, 8, [(8, 8), (40, 4)])
+    (mask,) = imitation_mask([anchors], torch.tensor([[4.0, 6.0, 44.0, 10.0]]), psi=0.99)
+    assert mask.nonzero().tolist() == [[1, 3]]
+
+
+def test_masks_have_no_graph_and_low_precision_is_lifted() -> None:
+    anchors = [a.requires_grad_() for a in pyramid().values()]
+    masks = imitation_mask(anchors, BOXES)
+    assert not any(m.requires_grad for m in masks)
+    halves = imitation_mask([a.detach().half() for a in anchors], BOXES)
+    assert all(torch.equal(a, b) for a, b in zip(masks, halves, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'psi': 1.5}, 'psi is a share'),
+        ({'policy': 'globl'}, "Did you mean 'global'"),
+    ],
+)
+def test_options_of_the_mask_are_checked(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        imitation_mask(list(pyramid().values()), BOXES, **options)
+    with pytest.raises(ConfigError, match=message):
+        FGFILoss(**options)
+
+
+def test_shapes_of_the_mask_are_checked() -> None:
+    anchors = list(pyramid().values())
+    with pytest.raises(ShapeError, match=r'\(H, W, A, 4\)'):
+        imitation_mask([anchors[0].reshape(-1, 4)], BOXES)
+    with pytest.raises(ShapeError, match=r'boxes are \(G, 4\)'):
+        imitation_mask(anchors, BOXES[:, :3])
+    with pytest.raises(ShapeError, match='valid is'):
+        imitation_mask(anchors, BOXES, valid=[a[..., 0, 0] > 0 for a in anchors])
+    with pytest.raises(ShapeError, match='a mask is'):
+        imitation_loss([torch.zeros(1, 2, 3, 4)], [torch.zeros(1, 2, 3, 4)], [torch.ones(1, 4, 3)])
+
+
+def features(width: int = 12, images: int = 2, levels: int = 3) -> list[Tensor]:
+    return [torch.randn(images, 3, 8 >> i, width >> i) for i in range(levels)]
+
+
+def bound_fgfi(levels: list[int], **options: object) -> FGFIDistillationHead:
+    head = FGFIDistillationHead(loss=options or None)
+    sizes = tuple((1, 3, 8 >> i, 12 >> i) for i in levels)
+    strides = tuple((8.02 * 2**i, 7.98 * 2**i) for i in levels)
+    head.bind(place(shapes=sizes, strides=strides), place(shapes=sizes, strides=strides))
+    return head
+
+
+@pytest.mark.parametrize('policy', fgfi.POLICIES)
+def test_a_batch_without_boxes_gives_every_connector_a_zero_gradient(policy: str) -> None:
+    head = bound_fgfi([0, 1, 2], policy=policy)
+    value = head(features(), features(), detection_batch([[], []]))
+    value.backward()
+    assert value.item() == 0.0
+    assert len(list(head.parameters())) == 6
+    assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
+
+
+def test_the_loss_is_over_tapped_levels_and_the_mask_over_all() -> None:
+    small, middle = [[16.0, 16.0, 32.0, 32.0]], [[16.0, 16.0, 48.0, 48.0]]
+    loss = FGFILoss(loss_weight=1.0)
+    sizes = ((1, 3, 4, 6),)
+    loss.bind(place(shapes=sizes, strides=((16, 16),)), place(shapes=sizes))
+    s, t = torch.zeros(2, 3, 4, 6), torch.ones(2, 3, 4, 6)
+    # The small box fits the first level exactly, so that nothing is left on the second.
+    assert loss(s, t, detection_batch([small, small])).item() == 0.0
+    assert loss(s, t, detection_batch([small, middle])).item() == 1.5
+    (mask,) = loss.masks(detection_batch([small, middle]), 1)
+    assert not mask[0].any() and bool(mask[1].any())
+
+
+def test_levels_without_anchors_are_refused_with_their_strides() -> None:
+    loss = FGFILoss()
+    loss.bind(place(strides=((4.0, 4.0),)), place())
+    with pytest.raises(TapError, match='stride 4x4, where it has no anchors.*8x8, 16x16, 32x32'):
+        loss(torch.zeros(1, 3, 16, 24), torch.zeros(1, 3, 16, 24), detection_batch([[]]))
+    with pytest.raises(TapError, match='2 levels are tapped'):
+        FGFILoss()(features(levels=2), features(levels=2), detection_batch([[], []]))
+
+
+def test_norm_per_level_is_the_mean_of_levels() -> None:
+    s, t = features(), features()
+    batch = detection_batch([BOXES.tolist(), []])
+    masks = FGFILoss().masks(batch, 3)
+    parts = [imitation_loss([a], [b], [m]) for a, b, m in zip(s, t, masks, strict=True)]
+    value = FGFILoss(loss_weight=1.0, norm='per_level')(s, t, batch)
+    torch.testing.assert_close(value, torch.stack(parts).mean())
+    assert value.item() != FGFILoss(loss_weight=1.0)(s, t, batch).item()
+
+
+def test_processes_share_the_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, t = features(), features()
+    batch = detection_batch([BOXES.tolist(), []])
+    alone = FGFILoss()(s, t, batch)
+    own = sum(int(m.sum()) for m in FGFILoss().masks(batch, 3))
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda count: count.add_(3 * own))
+    torch.testing.assert_close(FGFILoss()(s, t, batch), alone / 2)  # own / mean(own, 3 own)
+
+
+def test_the_batch_is_asked_for_by_name() -> None:
+    head = FGFIDistillationHead()
+    assert head.needs == ('gt_boxes', 'anchors', 'anchors_valid')
+    assert DistillationHead(loss='KDQFLLoss').needs == ('dense_weights', 'dense_avg_factor')
+
+
+# Sigmoid logits
+
+
+@rows
+def test_extreme_logits_are_finite(loss: Callable[..., Tensor]) -> None:
+    s = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    value = loss(s, torch.tensor([[-200.0, 200.0, 0.0]]))
+    value.backward()
+    assert bool(value.isfinite()) and bool(s.grad.isfinite().all())
+
+
+@pytest.mark.parametrize('beta', [0.0, 0.5, 1.0, 2.0])
+def test_kd_qfl_at_equality_has_a_finite_gradient(beta: float) -> None:
+    s = torch.randn(3, 2, requires_grad=True)
+    kd_qfl_loss(s, s.detach().clone(), beta).backward()
+    assert bool(s.grad.isfinite().all())
+
+
+@rows
+def test_no_rows_or_no_positives_give_an_attached_zero(loss: Callable[..., Tensor]) -> None:
+    s = torch.randn(0, 3, requires_grad=True)
+    assert loss(s, torch.zeros(0, 3)).requires_grad
+    assert loss(s, torch.zeros(0, 3)).item() == 0.0
+    s = torch.randn(4, 3, requires_grad=True)
+    for factor in (0.0, 0, torch.tensor(0.0)):
+        value = loss(s, torch.zeros(4, 3), weight=torch.zeros(4), avg_factor=factor)
+        assert value.item() == 0.0 and value.requires_grad
+
+
+@rows
+def test_rows_of_weight_zero_do_not_count(loss: Callable[..., Tensor]) -> None:
+    s, t = torch.randn(2, 4, 3)
+    weight = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    value = loss(s, t, weight=weight, avg_factor=torch.tensor(2.0))
+    torch.testing.assert_close(value, loss(s[::2], t[::2]))
+
+
+@rows
+def test_no_gradient_reaches_the_teachers_logits(loss: Callable[..., Tensor]) -> None:
+    s, t = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    loss(s, t).backward()
+    assert t.grad is None and bool(s.grad.any())
+
+
+@pytest.mark.parametrize('module', [KDQFLLoss(), BinaryKLLoss()])
+def test_maps_are_flattened_in_the_order_of_anchors(module: torch.nn.Module) -> None:
+    images, anchors, classes = 2, 3, 4
+    function = kd_qfl_loss if isinstance(module, KDQFLLoss) else binary_kl_loss
+    sizes = [(3, 5), (2, 2)]
+    s = [torch.randn(images, anchors * classes, *size) for size in sizes]
+    t = [torch.randn(images, anchors * classes, *size) for size in sizes]
+    weights = [torch.rand(images, h * w * anchors) for h, w in sizes]
+    batch = Batch({'dense_weights': weights, 'dense_avg_factor': torch.tensor(7.0)})
+    expected = torch.zeros(())
+    for a, b, weight, (h, w) in zip(s, t, weights, sizes, strict=True):
+        for n in range(images):
+            for y in range(h):
+                for x in range(w):
+                    for k in range(anchors):
+                        part = slice(k * classes, (k + 1) * classes)
+                        one = function(a[n, part, y, x][None], b[n, part, y, x][None])
+                        expected = expected + one * weight[n, (y * w + x) * anchors + k] / 7
+    torch.testing.assert_close(module(s, t, batch), expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(module(s, t, batch), expected)
+
+
+def test_maps_that_do_not_fit_the_anchors_are_refused() -> None:
+    def batch(*counts: int) -> Batch:
+        weights = [torch.ones(1, count) for count in counts]
+        return Batch({'dense_weights': weights, 'dense_avg_factor': 1.0})
+
+    x = torch.zeros(1, 6, 2, 2)
+    with pytest.raises(ShapeError, match='on 2 levels'):
+        KDQFLLoss()([x], [x], batch(4, 4))
+    with pytest.raises(ShapeError, match='7 weights do not fit'):
+        KDQFLLoss()([x], [x], batch(7))
+    with pytest.raises(ShapeError, match='does not divide into 4 anchors'):
+        KDQFLLoss()([x], [x], batch(16))
+    with pytest.raises(ShapeError, match='6 channels and the teacher 3'):
+        KDQFLLoss()([x], [x[:, :3]], batch(4))
+
+
+# Heads alone
+
+
+def test_heads_work_without_a_model_around() -> None:
+    s, t = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 6, 4, 5)
+    for head in (OFDDistillationHead(loss={'margin': 'empirical'}), PKDDistillationHead()):
+        head(s, t).backward()
+        assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+        assert list(head.parameters())
+
+
+def test_margins_need_a_place() -> None:
+    with pytest.raises(DenseKDError, match='margins come from the place'):
+        OFDLoss()(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
