@@ -12,6 +12,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 
 from densekd.core.checkpoint import read_checkpoint, unprefixed, weights_in
+from densekd.engine import registry  # noqa: F401  makes densekd.X known to mmengine
 from densekd.engine.data_order import seeded_loader, skip_batches
 from densekd.engine.optim import build_for_distillation, unwrapped
 from densekd.errors import CheckpointError
