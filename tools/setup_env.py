@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -232,4 +233,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    # Stopped by a timeout or by Ctrl-C alike, it ends its compilers and removes what is half made.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,7 @@ def run(
             stdout=sink,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
+            start_new_session=True,
         )
         try:
             while process.poll() is None:
@@ -76,7 +78,8 @@ def run(
                     print(f'\r{line}\033[K' if live else line, end='' if live else '\n', flush=True)
         finally:
             if process.poll() is None:
-                process.terminate()
+                # The compilers are children of children: pip alone would leave them running.
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     print('\r\033[K' if live else '', end='')
     if process.returncode:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,38 @@ def test_an_earlier_commands_output_is_not_taken_for_the_reason(tmp_path):
     log.write_text('No space left on device')
     with pytest.raises(SetupError, match='^Trying failed: it printed nothing'):
         setup_run.run([sys.executable, '-c', 'raise SystemExit(1)'], log, 'trying')
+
+
+# A compiler that a command starts: it holds a lock for as long as it lives.
+GRANDCHILD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], 'w')
+fcntl.flock(lock, fcntl.LOCK_EX)
+open(sys.argv[1] + '.held', 'w').close()
+time.sleep(60)
+"""
+
+
+def test_an_interruption_ends_the_children_of_the_command_too(tmp_path, monkeypatch):
+    lock = tmp_path / 'lock'
+    child = f'import subprocess; subprocess.run({[sys.executable, "-c", GRANDCHILD, str(lock)]!r})'
+
+    def interrupt(seconds):
+        if (tmp_path / 'lock.held').exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup_run.time, 'sleep', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        setup_run.run([sys.executable, '-c', child], tmp_path / 'log', 'sleeping')
+    monkeypatch.undo()
+    with lock.open('w') as file:
+        for _ in range(30):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.1)
+    raise AssertionError('the grandchild lives on')
 
 
 def test_the_progress_counts_objects(tmp_path):
