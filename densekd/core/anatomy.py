@@ -42,4 +42,6 @@ class Anatomy:
             for name in self.student
             if name in self.teacher and name not in self.frozen and fnmatchcase(name, pattern)
         ]
-        return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', name)])
+        return sorted(
+            names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r'(\d+)', name)]
+        )

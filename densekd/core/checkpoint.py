@@ -8,11 +8,11 @@ of the log. Anything else is code, and is refused unless the user says that the 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import pickle
 import re
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,21 +58,22 @@ def read_checkpoint(
         with torch.serialization.safe_globals(_admitted()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r'(?:GLOBAL|global)\s+`?([\w.]+)', str(error))
-        if found and 'Unsupported' in str(error):
+        # torch spells it in two ways: a class it does not know, and a module that it bars (os, sys).
+        found = re.search(r'unsupported global:?\s+(?:GLOBAL\s+)?`?([\w.]+)', str(error), re.I)
+        if found:
             raise CheckpointError(
                 f'{path}: the file carries code ({found.group(1)}), which reading it would run. '
                 'If you trust whoever made it, pass --trust-checkpoint.'
             ) from None
         raise CheckpointError(f'{path}: {_broken(path)}') from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
+    except Exception as error:  # bytes that are no pickle make the unpickler raise anything
         raise CheckpointError(f'{path}: {_broken(path)} ({_first_line(error)})') from None
 
 
 def _broken(path: Path) -> str:
     size = path.stat().st_size
     return (
-        f'the file can\'t be read as a checkpoint; it is truncated or of another kind '
+        f"the file can't be read as a checkpoint; it is truncated or of another kind "
         f'({size:,} bytes). Fetch or write it again'
     )
 
@@ -86,7 +87,11 @@ def _admitted() -> list[Any]:
 
     core = np._core if hasattr(np, '_core') else np.core
     names: list[Any] = [
-        slice, np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar,
+        slice,
+        np.ndarray,
+        np.dtype,
+        core.multiarray._reconstruct,
+        core.multiarray.scalar,
     ]
     names += [type(np.dtype(kind)) for kind in ('u1', 'u4', 'i4', 'i8', 'f4', 'f8', 'b1')]
     # Only a process that has mmengine can hold the history of its log.
@@ -108,15 +113,20 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
         siblings = [p.name for p in path.parent.glob('*.pth')] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, siblings) if siblings else (
-            f'The folder {path.parent} holds no .pth file.' if path.parent.is_dir()
-            else f'There is no folder {path.parent} either.'
+        hint = (
+            did_you_mean(path.name, siblings)
+            if siblings
+            else (
+                f'The folder {path.parent} holds no .pth file.'
+                if path.parent.is_dir()
+                else f'There is no folder {path.parent} either.'
+            )
         )
         raise CheckpointError(f'{text}: there is no such checkpoint. {hint}')
     name = text.rstrip('/').rpartition('/')[2]
-    for folder in _local_folders():
-        if (folder / name).is_file():
-            return folder / name
+    here = fetched(text)
+    if here is not None:
+        return here
     if not text.startswith(('http://', 'https://')):
         scheme = text.partition('://')[0]
         raise CheckpointError(
@@ -124,6 +134,12 @@ def find_checkpoint(source: str | os.PathLike[str]) -> Path:
             f'folder, name that folder in $DENSEKD_CHECKPOINTS, or give the path itself.'
         )
     return _fetch(text, name)
+
+
+def fetched(url: str) -> Path | None:
+    """Returns the local file of a URL, if it was fetched before or put into a known folder."""
+    name = url.rstrip('/').rpartition('/')[2]
+    return next((f / name for f in _local_folders() if (f / name).is_file()), None)
 
 
 def _local_folders() -> list[Path]:
@@ -150,9 +166,13 @@ def _fetch(url: str, name: str) -> Path:
             with urllib.request.urlopen(address, timeout=20) as reply, open(partial, 'wb') as out:
                 while block := reply.read(1 << 20):
                     out.write(block)
+                announced, size = reply.headers.get('Content-Length'), out.tell()
+            # A connection that breaks off ends the reading without an error.
+            if announced is not None and size != int(announced):
+                raise OSError(f'{size:,} of {int(announced):,} bytes came')
             os.replace(partial, target)
             return target
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             partial.unlink(missing_ok=True)
             host = address.split('/')[2]
             reasons.append(f'{host}: {_first_line(error)}')
@@ -249,5 +269,7 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

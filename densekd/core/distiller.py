@@ -96,7 +96,7 @@ def check_needs(distillers: Sequence[Distiller], offered: Sequence[str], wrapper
                 loss = type(distiller.head.loss).__name__
                 raise ConfigError(
                     f'distiller {distiller.key!r}: {loss} needs {need} ({FIELDS[need]}), which '
-                    f'{wrapper} can\'t supply for this student. It supplies: {", ".join(offered)}.'
+                    f"{wrapper} can't supply for this student. It supplies: {', '.join(offered)}."
                 )
 
 

@@ -100,9 +100,7 @@ class DistillLoss(nn.Module):
     def _several(self, teacher: Value) -> bool:
         return self.ensemble and isinstance(teacher, list)
 
-    def _pair(
-        self, student: list[Tensor], teacher: list[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _pair(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         name = type(self).__name__
         if len(student) != len(teacher):
             raise ShapeError(
@@ -181,7 +179,7 @@ class DistillationHead(nn.Module):
         if loss is None and self.default_loss is None:
             raise ConfigError(f'{where}: it needs a loss. It has: {", ".join(sorted(LOSSES))}.')
         defaults = self.default_loss
-        if isinstance(loss, dict) and defaults and loss.get('type', '') not in ('', defaults['type']):
+        if isinstance(loss, dict) and defaults and _bare(loss) not in ('', defaults['type']):
             defaults = None  # another loss: the paper's arguments are not its own
         self.loss: DistillLoss = LOSSES.build(
             defaults if loss is None else loss, f'{where}.loss', defaults
@@ -202,7 +200,9 @@ class DistillationHead(nn.Module):
         """Fields of the batch that the loss asks for."""
         unknown = [need for need in self.loss.needs if need not in FIELDS]
         if unknown:
-            raise ConfigError(f'{type(self.loss).__name__}: there is no batch field {unknown[0]!r}.')
+            raise ConfigError(
+                f'{type(self.loss).__name__}: there is no batch field {unknown[0]!r}.'
+            )
         return self.loss.needs
 
     def bind(self, student: Place, teacher: Place) -> None:
@@ -237,6 +237,10 @@ class DistillationHead(nn.Module):
         self.to(tensors(student)[0].device)
 
 
+def _bare(cfg: dict[str, Any]) -> str:
+    return str(cfg.get('type', '')).removeprefix('densekd.')
+
+
 class _EachLevel(nn.ModuleList):
     """One connector for each tensor of a list."""
 
@@ -268,4 +272,3 @@ def _connect(connector: Any, value: Value) -> Value:
             raise TapError(f'a tap of {len(connector)} tensors gave {len(tensors(value))}.')
         return [level(x) for level, x in zip(connector, value, strict=True)]
     return [connector(x) for x in value] if isinstance(value, list) else connector(value)
-

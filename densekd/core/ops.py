@@ -27,7 +27,7 @@ def l2n(x: Tensor, dim: int | tuple[int, ...] = -1, tiny: float = 1e-24) -> Tens
                 [0.0000, 0.0000]])
     """
     square = x.square().sum(dim, keepdim=True)
-    alive = square > tiny
+    alive = ~(square <= tiny)  # and not `square > tiny`, which would hide a NaN
     # Two selections: the inner keeps the root away from 0, so that the outer one's zero gradient
     # is not multiplied by an infinity.
     scale = torch.where(alive, square, torch.ones_like(square)).rsqrt()
@@ -56,11 +56,15 @@ def zero_like_loss(*tensors: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Returns the mean of `values` where `mask` is true; 0, attached, where it is nowhere true."""
+    """Returns the mean of `values` where `mask` is true; 0, attached, where it is nowhere true.
+
+    A mask with dimensions of length 1 is stretched over them, as in (N, 1, H, W) over channels.
+    """
     if mask is None:
         return values.mean() if values.numel() else zero_like_loss(values)
-    mask = mask.to(values.dtype)
-    return (values * mask).sum() / mask.sum().clamp(min=1.0)
+    # Selected and not multiplied: what is masked out may be infinite, as log(0) of padding is.
+    mask = mask.to(torch.bool).expand_as(values)
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -236,7 +236,9 @@ class Taps:
     def _on_input(self, key: Any, tap: Tap) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             if not args:
-                raise TapError(f'tap {tap.label!r}: {type(module).__name__} got no input by position.')
+                raise TapError(
+                    f'tap {tap.label!r}: {type(module).__name__} got no input by position.'
+                )
             self._record(key, tap, args[0])
 
         return hook
@@ -300,6 +302,12 @@ class Taps:
                     f'tap {tap.label!r}: call {tap.call} was asked for, but the module ran '
                     f'{len(seen)} times in this pass.'
                 ) from None
+        if value is None:
+            raise TapError(
+                f'tap {tap.label!r}: the module ran {len(seen)} times in this pass, but '
+                f'{(self.known_calls or {}).get(key)} times in an earlier one, by which its last '
+                'call was to be known. Say which call is meant, as in dict(path=…, call=0).'
+            )
         if not tap.copy:
             self._check_unwritten(key, tap)
         if self.student and self._grad:
@@ -308,7 +316,7 @@ class Taps:
 
     def _check_unwritten(self, key: Any, tap: Tap) -> None:
         kept = [value for value in self._seen[key] if value is not None]
-        for value, versions in zip(kept, self._versions[key][-len(kept):], strict=True):
+        for value, versions in zip(kept, self._versions[key][-len(kept) :], strict=True):
             if [t._version for t in _flat(value)] != versions:
                 raise TapError(
                     f'tap {tap.label!r}: an in-place operation wrote to the tensor after it was '
@@ -332,24 +340,24 @@ class Taps:
 
 
 def _select(value: Any, tap: Tap) -> Any:
-    if isinstance(value, (tuple, list)):
-        if tap.index is None:
-            flat = list(_flat(value))
-            return flat[0] if len(flat) == 1 else flat
+    if isinstance(value, (tuple, list)) and tap.index is not None:
         try:
             value = value[tap.index]
         except IndexError:
             raise TapError(
                 f'tap {tap.label!r}: element {tap.index} was asked for, but there are {len(value)}.'
             ) from None
-        return list(_flat(value)) if isinstance(value, (tuple, list)) else value
-    if isinstance(value, Mapping):
-        return list(_flat(value))
-    if not isinstance(value, Tensor):
+        alone = False
+    else:
+        alone = isinstance(value, (tuple, list))
+    if isinstance(value, Tensor):
+        return value
+    found = _flat(value)
+    if not found:
         raise TapError(
             f'tap {tap.label!r}: the module hands out {type(value).__name__}, not a tensor.'
         )
-    return value
+    return found[0] if alone and len(found) == 1 else found
 
 
 def _flat(value: Any) -> list[Tensor]:

@@ -47,9 +47,7 @@ class Teacher:
         for module in self.model.modules():
             module.training = False
 
-    def run(
-        self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module], Any]
-    ) -> Taps:
+    def run(self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module], Any]) -> Taps:
         """Runs the teacher under no_grad, no deeper than its taps.
 
         The first pass with a set of taps runs to its end and counts how often each place is

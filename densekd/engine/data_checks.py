@@ -22,7 +22,9 @@ def innermost(dataset: Any) -> list[Any]:
     return [dataset]
 
 
-def datasets(cfg: Any, splits: tuple[str, ...] = ('train', 'val', 'test')) -> Iterator[tuple[str, Any]]:
+def datasets(
+    cfg: Any, splits: tuple[str, ...] = ('train', 'val', 'test')
+) -> Iterator[tuple[str, Any]]:
     """Yields each dataset config with the key of its dataloader."""
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
@@ -43,7 +45,9 @@ def annotation_path(dataset: Mapping[str, Any]) -> Path | None:
 def image_folder(dataset: Mapping[str, Any]) -> Path:
     """Returns the folder of a dataset config's images."""
     prefix = dataset.get('data_prefix') or {}
-    return Path(dataset.get('data_root') or '.') / (prefix.get('img') or prefix.get('img_path') or '')
+    return Path(dataset.get('data_root') or '.') / (
+        prefix.get('img') or prefix.get('img_path') or ''
+    )
 
 
 def check_data(cfg: Any) -> None:
@@ -80,11 +84,15 @@ def check_coco(path: Path, classes: list[str] | None, images: Path, where: str) 
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f'{where}: {path} is no COCO file: it is not JSON ({error}).') from None
     if not isinstance(content, dict):
-        raise DataError(f'{where}: {path} is no COCO file: it holds a {type(content).__name__}, not an object.')
+        raise DataError(
+            f'{where}: {path} is no COCO file: it holds a {type(content).__name__}, not an object.'
+        )
     for key in ('images', 'annotations', 'categories'):
         if not isinstance(content.get(key), list):
             has = ', '.join(sorted(content)[:8]) or 'nothing'
-            raise DataError(f'{where}: {path} is no COCO file: it has no list of {key}. It has: {has}.')
+            raise DataError(
+                f'{where}: {path} is no COCO file: it has no list of {key}. It has: {has}.'
+            )
     for key, fields in (
         ('images', ('id', 'file_name', 'width', 'height')),
         ('annotations', ('id', 'image_id', 'category_id', 'bbox')),

@@ -38,17 +38,17 @@ def build_for_distillation(model: DistillModel, config: Mapping[str, Any]) -> Op
         return wrapper
     if not isinstance(wrapper, OptimWrapper):
         raise ConfigError(
-            'optim_wrapper: the student has several optimisers, and the distillers\' parameters '
+            "optim_wrapper: the student has several optimisers, and the distillers' parameters "
             'belong to none of them. Use distillers without parameters, or one optimiser.'
         )
     optimizer = config['optimizer']
-    wrapper.optimizer.add_param_group(
-        {'params': parameters, **_group(optimizer, **own)}
-    )
+    wrapper.optimizer.add_param_group({'params': parameters, **_group(optimizer, **own)})
     return clipping_apart(wrapper)
 
 
-def _group(optimizer: Mapping[str, Any] = {}, lr_mult: float = 1.0, decay_mult: float = 1.0) -> dict:  # noqa: B006
+def _group(
+    optimizer: Mapping[str, Any] = {}, lr_mult: float = 1.0, decay_mult: float = 1.0
+) -> dict:  # noqa: B006
     group = {}
     if 'lr' in optimizer:
         group['lr'] = optimizer['lr'] * lr_mult

@@ -41,7 +41,9 @@ def model_config(source: Any, who: str) -> Any:
 
 
 def _label(source: Any) -> str:
-    return str(getattr(source, 'filename', None) or (source if isinstance(source, str) else 'given'))
+    return str(
+        getattr(source, 'filename', None) or (source if isinstance(source, str) else 'given')
+    )
 
 
 def build_network(config: Any, scope: str, who: str) -> nn.Module:
@@ -52,19 +54,22 @@ def build_network(config: Any, scope: str, who: str) -> nn.Module:
     """
     if isinstance(config, nn.Module):
         return config
+    from mmengine.config import ConfigDict
     from mmengine.registry import MODELS, DefaultScope
 
+    # Detectors read their train_cfg by attribute, which a plain dict does not offer.
+    config = ConfigDict(config)
     kind = config.get('type')
     try:
         _register(scope)
         with DefaultScope.overwrite_default_scope(config.get('_scope_', scope)):
             return MODELS.build(config)
     except KeyError as error:
-        raise ConfigError(f'{who}: {scope} can\'t build {kind}: {_reason(error)}') from error
+        raise ConfigError(f"{who}: {scope} can't build {kind}: {_reason(error)}") from error
     except (TypeError, AttributeError, AssertionError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f'{who}: {scope} can\'t build {kind}: {_reason(error)}') from error
+        raise ConfigError(f"{who}: {scope} can't build {kind}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -80,7 +85,7 @@ def _register(scope: str) -> None:
             import mmseg.models  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f'{scope} can\'t be imported ({_reason(error)}). Run: make env, or '
+            f"{scope} can't be imported ({_reason(error)}). Run: make env, or "
             'pip install "densekd[onedl,det,seg]".'
         ) from error
 
@@ -105,7 +110,9 @@ def build_teachers(cfg: Any, scope: str, seed: int, trust: bool) -> dict[str, Te
             entry = {'model': entry}
         for key in entry:
             if key not in TEACHER_KEYS:
-                raise ConfigError(f'{where}: there is no key {key!r}. {did_you_mean(key, TEACHER_KEYS)}')
+                raise ConfigError(
+                    f'{where}: there is no key {key!r}. {did_you_mean(key, TEACHER_KEYS)}'
+                )
         if 'model' not in entry:
             raise ConfigError(f"{where}: 'model' is missing: a config path, a Config or a dict.")
         name = entry.get('name') or 'teacher'

@@ -49,7 +49,7 @@ def load_config(source: Any) -> Any:
     except Exception as error:  # whatever a config file of the user's raises while it runs
         reason = str(error).strip().splitlines()
         raise ConfigError(
-            f'{path}: the config can\'t be read: {type(error).__name__}: '
+            f"{path}: the config can't be read: {type(error).__name__}: "
             f'{reason[-1] if reason else "no reason given"}'
         ) from error
 

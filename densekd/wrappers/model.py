@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModel
@@ -39,6 +41,9 @@ class DistillModel(BaseModel):
         preset: A method's name, which stands for its list of distillers; instead of `distillers`.
         at: Where the preset taps, if it offers a choice: `'backbone'`, `'neck'` or `'head'`.
         scale_student_loss: Factors on terms of the student's own loss, by name.
+        task_loss: Whether the student learns its own task too; without, only the distillers teach.
+        trainable: Patterns of what trains, such as `['backbone.*', 'distillers']`; everything else
+            is frozen and in eval mode. None trains all.
         peers: Trainable models beside the student.
         seed: Seed of what distillation draws: connectors' weights, random masks.
         trust_checkpoint: Whether teachers' checkpoints may run code while they are read.
@@ -61,6 +66,8 @@ class DistillModel(BaseModel):
         preset: str | None = None,
         at: str | None = None,
         scale_student_loss: Mapping[str, float] | None = None,
+        task_loss: bool = True,
+        trainable: Sequence[str] | None = None,
         peers: Any = None,
         seed: int = 0,
         trust_checkpoint: bool = False,
@@ -81,11 +88,15 @@ class DistillModel(BaseModel):
         self.epoch = 0
         self._clock_is_set = False
         self.scale_student_loss = dict(scale_student_loss or {})
+        self.task_loss = task_loss
         teachers = build_teachers(teacher, self.scope, seed, trust_checkpoint)
         # Not a submodule: nothing that walks the module tree may meet a teacher.
         self.__dict__['teachers'] = teachers
         self.distillers = nn.ModuleDict()
         self._build_distillers(distillers, preset, at)
+        self._frozen: tuple[str, ...] = ()
+        if trainable is not None:
+            self._freeze_all_but(trainable)
         self._register_state_dict_hook(_keep_student)
         self._register_load_state_dict_pre_hook(_to_student, with_module=True)
 
@@ -145,20 +156,26 @@ class DistillModel(BaseModel):
                 f'distillers: there are none. Give a list, or preset=… ({", ".join(sorted(PRESETS))}).'
             )
         elif at is not None:
-            raise ConfigError("'at' chooses where a preset taps; with a list, each distiller says it.")
+            raise ConfigError(
+                "'at' chooses where a preset taps; with a list, each distiller says it."
+            )
         entries = [self._parse(e, i, named) for i, e in enumerate(check_distillers(cfg))]
         places = self._trace(entries)
         built = []
         for i, entry in enumerate(entries):
             head: DistillationHead = entry['head']
-            student = _merge([places['student'][('student', i, j)] for j, _ in enumerate(entry['s'])])
+            student = _merge(
+                [places['student'][('student', i, j)] for j, _ in enumerate(entry['s'])]
+            )
             teacher = _merge(
                 [places[entry['teachers'][0]][('teacher', i, j)] for j, _ in enumerate(entry['t'])]
             )
             _check_pairing(student, teacher, entry['where'], head)
             with private_rng(self.seed + 1000 + i):
                 head.bind(student, teacher)
-            key = term_key(entry['s'][0].part, head.name or _term_name(head, entry['s']), self.distillers)
+            key = term_key(
+                entry['s'][0].part, head.name or _term_name(head, entry['s']), self.distillers
+            )
             distiller = Distiller(
                 head,
                 entry['s'] if entry['many'] else entry['s'][0],
@@ -255,6 +272,21 @@ class DistillModel(BaseModel):
                 raise ConfigError(f'{where}.teacher: there is no teacher {name!r}. {hint}')
         return tuple(names)
 
+    def _freeze_all_but(self, patterns: Sequence[str]) -> None:
+        own = dict(self.student.named_parameters())
+        added = {f'distillers.{n}': p for n, p in self.distillers.named_parameters()}
+        # A list of distillers without parameters may be named all the same.
+        names = [*own, *added, *([] if added else ['distillers'])]
+        chosen = set(matching(names, patterns, 'train'))
+        for name, parameter in {**own, **added}.items():
+            if name not in chosen:
+                parameter.requires_grad_(False)
+        self._frozen = tuple(
+            name
+            for name, module in self.student.named_modules()
+            if name and not any(n == name or n.startswith(f'{name}.') for n in chosen)
+        )
+
     def _trace(self, entries: list[dict[str, Any]]) -> dict[str, dict[Any, Place]]:
         wanted: dict[str, dict[Any, Tap]] = {'student': {}}
         for i, entry in enumerate(entries):
@@ -312,7 +344,7 @@ class DistillModel(BaseModel):
         taps = {**self.extra_taps(), **_taps(active, 'student')}
         with Taps(self.student, taps, student=self.training) as reading, self.capture() as captured:
             own = self.student(inputs, data_samples, mode='loss')
-        losses = self._scaled(own)
+        losses = self._scaled(own) if self.task_loss else {}
         batch = self._batch(inputs, data_samples, reading, captured)
         teachers = self._run_teachers(active, inputs, data_samples)
         for distiller, factor in factors.items():
@@ -366,6 +398,13 @@ class DistillModel(BaseModel):
         return readings
 
     # What a runner touches --------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> DistillModel:
+        """Sets the mode; what does not train stays in eval, its running statistics included."""
+        super().train(mode)
+        for name in self._frozen:
+            self.student.get_submodule(name).training = False
+        return self
 
     def init_weights(self) -> None:
         """Initialises the student as plain training would; teachers and connectors stay."""
@@ -426,6 +465,34 @@ class DistillModel(BaseModel):
         self.iteration, self.epoch = int(state.get('iteration', 0)), int(state.get('epoch', 0))
 
 
+def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:
+    """Returns the names that match any of the patterns, in their own order.
+
+    Args:
+        names: Names of parameters.
+        patterns: Globs, or the path of a module that stands for all in it.
+        where: The place in the config, for messages.
+
+    Raises:
+        ConfigError: If a pattern matches nothing.
+
+    Example:
+        >>> matching(['backbone.conv.weight', 'neck.weight'], ['backbone'], 'train')
+        ['backbone.conv.weight']
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = [n for n in names if fnmatchcase(n, pattern) or n.startswith(f'{pattern}.')]
+        if not hits:
+            roots = {n.split('.')[0] for n in names}
+            raise ConfigError(
+                f'{where}: {pattern!r} matches nothing. {did_you_mean(pattern, roots)}'
+            )
+        found.update(hits)
+    return [n for n in names if n in found]
+
+
 def _taps(distillers: Sequence[Distiller], side: str) -> dict[Any, Tap]:
     return {key: tap for d in distillers for key, tap in d.taps(side).items()}
 
@@ -441,8 +508,6 @@ def _term_name(head: DistillationHead, taps: Sequence[Tap]) -> str:
 
 def _merge(places: Sequence[Place]) -> Place:
     """Joins the places of a list of taps into one with a tensor each."""
-    from dataclasses import replace
-
     return replace(
         places[0],
         shapes=tuple(shape for p in places for shape in p.shapes),
@@ -463,7 +528,7 @@ def _check_pairing(student: Place, teacher: Place, where: str, head: Distillatio
         ratio = max(max(a / b, b / a) for a, b in zip(s, t, strict=True))
         if ratio > 2.001 or head.loss.align in (None, 'strict'):
             raise ShapeError(
-                f'{where}: the student\'s {student.tap.label!r} has stride {s[0]:g} and the '
+                f"{where}: the student's {student.tap.label!r} has stride {s[0]:g} and the "
                 f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
                 f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
             )

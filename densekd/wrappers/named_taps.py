@@ -1,12 +1,12 @@
 """Names for places in detectors, found by anatomy and not by class name.
 
-    backbone.c2 … c5          stage outputs; residual stage 1 is c2, whatever its stride
-    backbone.cN.pre_relu      the sum before the last ReLU of stage N's last block
-    neck.p2 … p7              neck outputs; p_k has stride 2^k
-    head.cls_logits           class logits of a one-stage head, one map a level
-    head.bbox_deltas          its box regression, likewise (head.bbox_dist where it is a distribution)
-    head.centerness           likewise, where there is one
-    rpn.objectness, rpn.deltas
+backbone.c2 … c5          stage outputs; residual stage 1 is c2, whatever its stride
+backbone.cN.pre_relu      the sum before the last ReLU of stage N's last block
+neck.p2 … p7              neck outputs; p_k has stride 2^k
+head.cls_logits           class logits of a one-stage head, one map a level
+head.bbox_deltas          its box regression, likewise (head.bbox_dist where it is a distribution)
+head.centerness           likewise, where there is one
+rpn.objectness, rpn.deltas
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ def _statistics(preprocessor: Any) -> tuple[Tensor, Tensor, bool]:
         mean, std = preprocessor.mean, preprocessor.std
     else:
         mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
-    swapped = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False))
+    swapped = getattr(
+        preprocessor, '_channel_conversion', getattr(preprocessor, 'channel_conversion', False)
+    )
     return mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), bool(swapped)
 
 
@@ -38,7 +40,7 @@ def check_padding(student: Any, teacher: Any, where: str) -> None:
     if own % other:
         raise ConfigError(
             f'{where}: the teacher pads images to multiples of {other} and the student to '
-            f'multiples of {own}, but both see one batch. Set the student\'s '
+            f"multiples of {own}, but both see one batch. Set the student's "
             f'data_preprocessor.pad_size_divisor to {max(own, other)}.'
         )
 

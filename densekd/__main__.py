@@ -1,0 +1,7 @@
+"""`python -m densekd` is `densekd`."""
+
+import sys
+
+from densekd.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,86 @@
+"""`densekd check CONFIG`: proves the wiring on generated data in the config's own format."""
+
+from __future__ import annotations
+
+import argparse
+
+from densekd.cli import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    options.add_config(parser)
+    parser.add_argument(
+        '--without-weights',
+        action='store_true',
+        help="leave the teachers' checkpoints out: check the wiring before you have them",
+    )
+    parser.add_argument(
+        '--small', action='store_true', help='one 128x128 image instead of a full batch'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help="let teachers' checkpoints run code they carry",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks, and prints what each term compares and sends to the student."""
+    from densekd.engine.preflight import check
+    from densekd.engine.run import is_distillation, prepare
+
+    cfg = prepare(args.config, options=options.parse_options(args.cfg_options))
+    if args.without_weights and is_distillation(cfg):
+        cfg.model.teacher = without_weights(cfg.model.teacher)
+    if args.trust_checkpoint and is_distillation(cfg):
+        cfg.model.trust_checkpoint = True
+    show(check(cfg, full_size=not args.small))
+    print(f'Next: densekd train {args.config}')
+    return 0
+
+
+def without_weights(teacher: object) -> object:
+    """Returns a teacher's config, or a list of them, without checkpoints."""
+    if isinstance(teacher, (list, tuple)):
+        return [without_weights(t) for t in teacher]
+    if not isinstance(teacher, dict):
+        return teacher
+    return {**{k: v for k, v in teacher.items() if k != 'checkpoint'}, 'untrained': True}
+
+
+def show(report: object) -> None:
+    """Prints a report as tables."""
+    from densekd.cli.show import table
+    from densekd.engine.preflight import Report
+
+    assert isinstance(report, Report)
+    size = 'x'.join(map(str, report.batch))
+    if report.terms:
+        total = sum(v for k, v in report.own.items() if 'loss' in k) or 1.0
+        table(
+            f'{report.model}, one step on a generated batch {size}',
+            ('term', 'student', 'teacher', 'shapes', 'stride', 'connector', 'value', '/ task', 'gradient'),
+            [
+                (
+                    t.key, t.student, t.teacher, t.shapes, t.strides, t.connector,
+                    f'{t.value:.3g}', f'{t.value / total:.2g}', f'{t.gradient:.2g}',
+                )
+                for t in report.terms
+            ],
+            right=(6, 7, 8),
+        )  # fmt: skip
+        share = report.added / max(report.parameters, 1)
+        print(
+            f'Distillers add {report.added:,} parameters while training ({share:.1%} of the '
+            f"student's {report.parameters:,}); none of them is in the student's checkpoint."
+        )
+    for source in report.absent:
+        print(f'Checked without weights: {source} is not here; training will fetch it.')
+    own = ', '.join(
+        f'{name.removeprefix("student.")} {value:.3g}' for name, value in report.own.items()
+    )
+    print(f"The student's own terms: {own}. The step took {report.seconds:.1f} s.")
+    print(
+        'Every term is finite and reaches the student with a gradient.' if report.terms else 'OK.'
+    )
