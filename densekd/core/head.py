@@ -179,6 +179,7 @@ class DistillationHead(nn.Module):
         if loss is None and self.default_loss is None:
             raise ConfigError(f'{where}: it needs a loss. It has: {", ".join(sorted(LOSSES))}.')
         defaults = self.default_loss
+        loss = {'type': loss} if isinstance(loss, str) else loss
         if isinstance(loss, dict) and defaults and _bare(loss) not in ('', defaults['type']):
             defaults = None  # another loss: the paper's arguments are not its own
         self.loss: DistillLoss = LOSSES.build(
