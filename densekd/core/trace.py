@@ -21,7 +21,13 @@ TRACE_SIZE = (256, 384)
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Runs its body with the network in eval mode and leaves no trace: modes, buffers, generators."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Some networks write into a buffer, others put a new tensor in its place.
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module, _ in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         for module, _ in modes:
             module.training = False  # train() is overridden by networks that freeze parts
@@ -31,8 +37,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def trace(
