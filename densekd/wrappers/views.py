@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def check_padding(student: Any, teacher: Any, where: str) -> None:
         raise ConfigError(
             f'{where}: the teacher pads images to multiples of {other} and the student to '
             f"multiples of {own}, but both see one batch. Set the student's "
-            f'data_preprocessor.pad_size_divisor to {max(own, other)}.'
+            f'data_preprocessor.pad_size_divisor to {math.lcm(own, other)}.'
         )
 
 
