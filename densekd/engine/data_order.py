@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 
 class SeededIndex(int):
@@ -76,7 +76,9 @@ class SeededSampler(Sampler):
         skip, self.skip = self.skip, 0
         numbered = enumerate(self.sampler)
         for position, index in islice(numbered, skip, None):
-            yield SeededIndex(index, mixed(self.seed, epoch, position))
+            # Processes that share an epoch have equal positions, and must not augment alike.
+            rank = getattr(self.sampler, 'rank', 0)
+            yield SeededIndex(index, mixed(self.seed, epoch, position, rank))
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -114,7 +116,7 @@ class SkippingBatches(Sampler):
 
 def seeded_loader(loader: DataLoader, seed: int) -> DataLoader:
     """Returns a loader of the same batches in which every sample has its own seed."""
-    if not hasattr(loader.dataset, '__getitem__') or isinstance(loader.dataset, SeededDataset):
+    if isinstance(loader.dataset, (IterableDataset, SeededDataset)):
         return loader
     common: dict[str, Any] = {
         'num_workers': loader.num_workers,
