@@ -49,8 +49,8 @@ def did_you_mean(name: str, options: Iterable[str], limit: int = 12) -> str:
         limit: How many options to list before cutting short.
 
     Example:
-        >>> did_you_mean('OFDLos', ['PKDLoss', 'OFDLoss'])
-        "Did you mean 'OFDLoss'? It has: OFDLoss, PKDLoss."
+        >>> did_you_mean('backbon.c4', ['neck.p3', 'backbone.c4'])
+        "Did you mean 'backbone.c4'? It has: backbone.c4, neck.p3."
     """
     names = sorted({str(option) for option in options})
     if not names:
