@@ -92,6 +92,8 @@ class DistillModel(BaseModel):
         teachers = build_teachers(teacher, self.scope, seed, trust_checkpoint)
         # Not a submodule: nothing that walks the module tree may meet a teacher.
         self.__dict__['teachers'] = teachers
+        # A deep copy shares the teachers, and is not the one that moves them.
+        self._mover = id(self)
         self.distillers = nn.ModuleDict()
         self._build_distillers(distillers, preset, at)
         self._frozen: tuple[str, ...] = ()
@@ -187,6 +189,11 @@ class DistillModel(BaseModel):
             self.distillers[key] = distiller
             built.append(distiller)
         check_needs(built, self.offered(), type(self).__name__)
+        # Only now: binding reads margins from norms that are folded away here.
+        for name, teacher in self.teachers.items():
+            taps = _taps([d for d in built if name in d.teachers], 'teacher')
+            parts = _parts(taps)
+            teacher.speed_up(taps, lambda m, x, parts=parts: self.forward_parts(m, x, parts))
         self.__dict__['places'] = {
             d.key: (s, t) for d, (s, t) in zip(built, self._pairs(entries, places), strict=True)
         }
@@ -247,6 +254,11 @@ class DistillModel(BaseModel):
                 resolve(model, tap, f'{where}.{key}: the {side}', list(own))
             sides[side] = (taps, many)
         head = methods.build(entry['head'], f'{where}.head')
+        if len(teachers) > 1 and not head.loss.ensemble:
+            raise ConfigError(
+                f'{where}.teacher: {type(head.loss).__name__} compares with one teacher, not with '
+                f'{len(teachers)} ({", ".join(teachers)}). Write one distiller for each of them.'
+            )
         return {
             'where': where,
             's': sides['student'][0],
@@ -299,7 +311,7 @@ class DistillModel(BaseModel):
         for who, taps in wanted.items():
             name = who.removeprefix('teacher ')
             model = self.student if who == 'student' else self.teachers[name].model
-            parts = frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
+            parts = _parts(taps)
             forward = lambda m, x, parts=parts: self.forward_parts(m, x, parts)  # noqa: E731
             places['student' if who == 'student' else name] = trace(model, taps, forward)
         return places
@@ -391,8 +403,8 @@ class DistillModel(BaseModel):
             if not mine:
                 continue
             taps = _taps(mine, 'teacher')
-            parts = frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
-            view = self.teacher_view(teacher.model, inputs, data_samples)
+            parts = _parts(taps)
+            view = teacher.prepared(self.teacher_view(teacher.model, inputs, data_samples))
             forward = lambda m, x=view, parts=parts: self.forward_parts(m, x, parts)  # noqa: E731
             readings[name] = teacher.run(taps, forward)
         return readings
@@ -410,9 +422,22 @@ class DistillModel(BaseModel):
         """Initialises the student as plain training would; teachers and connectors stay."""
         self.student.init_weights()
 
+    def named_parameters(
+        self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields parameters under the names of `state_dict`: the student's as it calls them.
+
+        Optimiser constructors that go by names (`startswith('backbone.')`) see the student.
+        """
+        own = f'{prefix}.student.' if prefix else 'student.'
+        start = own.removesuffix('student.')
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            yield (start + name.removeprefix(own) if name.startswith(own) else name), parameter
+
     def _apply(self, function: Any, recurse: bool = True) -> Any:
-        for teacher in self.teachers.values():
-            teacher.apply(function)
+        if self._mover == id(self):
+            for teacher in self.teachers.values():
+                teacher.apply(function)
         return super()._apply(function, recurse)
 
     def __getattr__(self, name: str) -> Any:
@@ -495,6 +520,10 @@ def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[
 
 def _taps(distillers: Sequence[Distiller], side: str) -> dict[Any, Tap]:
     return {key: tap for d in distillers for key, tap in d.taps(side).items()}
+
+
+def _parts(taps: Mapping[Any, Tap]) -> frozenset[str]:
+    return frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
 
 
 def _term_name(head: DistillationHead, taps: Sequence[Tap]) -> str:
