@@ -8,12 +8,14 @@ distillation model, so that it enters no checkpoint, optimiser, DDP wrapper or m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from densekd.core.taps import Tap, Taps
+from densekd.core.fusing import fused_if_equal
+from densekd.core.taps import Tap, Taps, tensors
 
 
 class Teacher:
@@ -23,6 +25,8 @@ class Teacher:
         model: The network, its weights loaded.
         name: What distillers call it.
         manifest: Where it came from: path, sha256, config. Saved with the student.
+        precision: `'fp32'`, or `'bf16'` to run it under bfloat16 autocast.
+        fuse: Whether to fold batch normalisation into convolutions.
 
     Example:
         >>> import copy
@@ -32,9 +36,17 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, name: str = 'teacher', manifest: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        name: str = 'teacher',
+        manifest: Mapping[str, Any] | None = None,
+        precision: str = 'fp32',
+        fuse: bool = True,
     ) -> None:
         self.model = model
+        self.precision = precision
+        self.fuse = fuse
+        self.channels_last = False
         self.name = name
         self.manifest = dict(manifest or {})
         self._calls: dict[tuple[Any, ...], dict[Any, int]] = {}
@@ -46,6 +58,36 @@ class Teacher:
         # Some networks override train() and freeze only what they think of: set the flag itself.
         for module in self.model.modules():
             module.training = False
+
+    def speed_up(self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module, Tensor], Any]) -> None:
+        """Makes the network faster without changing what its taps read beyond rounding.
+
+        Norms are folded into convolutions, and the weights are laid out channels last, which a
+        CPU convolves faster. To be called once, when everything that wants a norm has seen it.
+
+        Args:
+            taps: All places that are ever read, by any key.
+            forward: Runs the part of the network that holds them on images (1, 3, H, W).
+        """
+        device = next(self.model.parameters()).device
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(1, 3, 128, 192, generator=generator).to(device)
+
+        def read(model: nn.Module) -> list[Tensor]:
+            with Taps(model, taps) as reading:
+                forward(model, image)
+            return [t for key in taps for t in tensors(reading[key])]
+
+        if self.fuse and taps:
+            fused_if_equal(self.model, read, keep={tap.path for tap in taps.values()})
+            self.model.to(memory_format=torch.channels_last)
+            self.channels_last = True
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Returns images in the memory format that the network runs fastest on."""
+        if self.channels_last and images.device.type == 'cpu':
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def run(self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module], Any]) -> Taps:
         """Runs the teacher under no_grad, no deeper than its taps.
@@ -62,8 +104,11 @@ class Teacher:
         """
         signature = tuple(taps.items())
         known = self._calls.get(signature)
-        with torch.no_grad(), Taps(self.model, taps, known) as reading:
-            forward(self.model)
+        device = next(self.model.parameters()).device.type
+        half = torch.autocast(device, dtype=torch.bfloat16, enabled=True)
+        with torch.no_grad(), half if self.precision == 'bf16' else nullcontext():
+            with Taps(self.model, taps, known) as reading:
+                forward(self.model)
         if known is None:
             self._calls[signature] = dict(reading.calls)
         return reading

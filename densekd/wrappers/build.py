@@ -14,7 +14,8 @@ from densekd.core.teacher import Teacher
 from densekd.errors import ConfigError, did_you_mean
 from densekd.wrappers.config import load_config, plain
 
-TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained')
+TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse')
+PRECISIONS = ('fp32', 'bf16')
 DISTILLER_KEYS = ('student_module', 'teacher_module', 'head', 'teacher', 'schedule')
 
 
@@ -115,6 +116,10 @@ def build_teachers(cfg: Any, scope: str, seed: int, trust: bool) -> dict[str, Te
                 )
         if 'model' not in entry:
             raise ConfigError(f"{where}: 'model' is missing: a config path, a Config or a dict.")
+        precision = entry.get('precision', 'fp32')
+        if precision not in PRECISIONS:
+            hint = did_you_mean(str(precision), PRECISIONS)
+            raise ConfigError(f'{where}.precision: there is no {precision!r}. {hint}')
         name = entry.get('name') or 'teacher'
         if len(entries) > 1 and not entry.get('name'):
             raise ConfigError(f"{where}: with several teachers each needs a 'name'.")
@@ -155,7 +160,13 @@ def _teacher(entry: Mapping[str, Any], name: str, scope: str, where: str, trust:
     from mmengine.model import revert_sync_batchnorm
 
     # A teacher in eval never synchronises, and SyncBN does not run everywhere.
-    return Teacher(revert_sync_batchnorm(model), name, manifest)
+    return Teacher(
+        revert_sync_batchnorm(model),
+        name,
+        manifest,
+        entry.get('precision', 'fp32'),
+        bool(entry.get('fuse', True)),
+    )
 
 
 def _meta(meta: Any) -> dict[str, Any] | None:
