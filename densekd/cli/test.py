@@ -13,6 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('checkpoint', help="the student's checkpoint")
     options.add_running(parser)
     parser.add_argument('--out', help='write the metrics to this JSON file')
+    parser.add_argument(
+        '--eval',
+        nargs='+',
+        default=[],
+        metavar='METRIC',
+        help="score these (bbox, segm, mIoU, …) and not what the config's evaluator says",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,12 +28,14 @@ def run(args: argparse.Namespace) -> int:
 
     from densekd.cli.show import table
     from densekd.core.checkpoint import find_checkpoint
-    from densekd.engine.run import evaluate, prepare, write_json
+    from densekd.engine.run import evaluate, prepare, use_metrics, write_json
 
     options.set_local_rank(args)
     given = options.parse_options(args.cfg_options)
     checkpoint = find_checkpoint(args.checkpoint)
     cfg = prepare(args.config, args.work_dir, given, launcher=args.launcher)
+    if args.eval:
+        use_metrics(cfg, args.eval)
     metrics = evaluate(cfg, checkpoint, args.trust_checkpoint)
     if not options.is_main_process():
         return 0

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,36 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
     aside.write_text(json.dumps(value, indent=1))
     os.replace(aside, path)
+
+
+# What the evaluators of the toolboxes call their list of metrics, and what may stand in it.
+METRICS = {
+    'CocoMetric': ('metric', ('bbox', 'segm', 'proposal', 'proposal_fast')),
+    'IoUMetric': ('iou_metrics', ('mIoU', 'mDice', 'mFscore')),
+}
+
+
+def use_metrics(cfg: Any, metrics: Sequence[str]) -> None:
+    """Makes a config's test evaluator compute these metrics.
+
+    Raises:
+        ConfigError: If the evaluator has no such metric, or no choice of metrics at all.
+    """
+    evaluators = cfg.get('test_evaluator') or []
+    for entry in [evaluators] if isinstance(evaluators, Mapping) else evaluators:
+        kind = str(entry.get('type', '')).rpartition('.')[2]
+        if kind not in METRICS:
+            raise ConfigError(
+                f"--eval: the config's evaluator {kind} offers no choice of metrics. Leave out "
+                '--eval: the config says what is scored.'
+            )
+        key, offered = METRICS[kind]
+        for metric in metrics:
+            if metric not in offered:
+                raise ConfigError(
+                    f'--eval: {kind} has no metric {metric!r}. {did_you_mean(metric, offered)}'
+                )
+        entry[key] = list(metrics)
 
 
 def evaluate(cfg: Any, checkpoint: str | os.PathLike[str], trust: bool = False) -> dict[str, float]:
