@@ -50,9 +50,7 @@ def backbone(width: int = 4, **more: Any) -> dict[str, Any]:
 
 
 def _anchors(strides: list[int]) -> dict[str, Any]:
-    return dict(
-        type='AnchorGenerator', scales=[4], ratios=[0.7, 1.4], strides=strides
-    )
+    return dict(type='AnchorGenerator', scales=[4], ratios=[0.7, 1.4], strides=strides)
 
 
 def _coder(stds: list[float]) -> dict[str, Any]:
