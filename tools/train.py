@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+# This checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from densekd.cli.main import main  # noqa: E402  found in this checkout, installed or not
+from densekd.cli.main import main
 
 if __name__ == '__main__':
     sys.exit(main(['train', *sys.argv[1:]]))
