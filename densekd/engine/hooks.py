@@ -28,7 +28,8 @@ class DistillHook(Hook):
             model.set_clock(runner.iter, runner.epoch)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Adds all that distillation needs to go on."""
+        """Adds all that distillation needs to go on, and drops what could not be read again."""
+        _drop_functions(checkpoint.get('param_schedulers'))
         model = unwrapped(runner.model)
         if isinstance(model, DistillModel):
             checkpoint['densekd'] = model.distillation_state()
@@ -38,6 +39,20 @@ class DistillHook(Hook):
         model = unwrapped(runner.model)
         if isinstance(model, DistillModel) and runner._resume and 'densekd' in checkpoint:
             model.load_distillation_state(checkpoint['densekd'])
+
+
+def _drop_functions(states: Any) -> None:
+    """Takes functions out of schedulers' states: OneCycleLR's holds its annealing function.
+
+    A file with a function in it is code to a reader that runs none. The scheduler that is resumed
+    has its function already.
+    """
+    for entry in states.values() if isinstance(states, dict) else states or ():
+        if isinstance(entry, list):
+            _drop_functions(entry)
+        elif isinstance(entry, dict):
+            for key in [k for k, v in entry.items() if callable(v)]:
+                del entry[key]
 
 
 @HOOKS.register_module()
