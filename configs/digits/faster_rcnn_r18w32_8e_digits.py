@@ -1,0 +1,16 @@
+"""The two-stage teacher of the digits runs: the student's, four times as wide, trained alike.
+
+Command: densekd train configs/digits/faster_rcnn_r18w32_8e_digits.py
+"""
+
+_base_ = ['./faster_rcnn_r18w8_8e_digits.py']
+
+model = dict(
+    backbone=dict(base_channels=32),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256),
+    ),
+)

@@ -1,0 +1,286 @@
+"""The demo's runs: each is one config, trained and scored once, and picked up where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densekd.cli.demo_progress import LISTENER, Reporter
+from densekd.errors import ConfigError, DataError, did_you_mean
+
+RESULT_FILE = 'result.json'
+CLOCK_FILE = 'clock.json'
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The three configs of a demo."""
+
+    method: str
+    teacher: Path
+    plain: Path
+    distilled: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is trained and scored."""
+
+    name: str
+    folder: Path
+    config: Any  # prepared
+    checkpoint: Path
+    metrics: Mapping[str, float]
+    seconds: float  # of training, wall clock
+    cpu_seconds: float
+
+    @property
+    def map(self) -> float:
+        """The mAP of COCO, averaged over IoU 0.5 to 0.95."""
+        return self.metrics['coco/bbox_mAP']
+
+    @property
+    def ap50(self) -> float:
+        """The AP at IoU 0.5."""
+        return self.metrics['coco/bbox_mAP_50']
+
+
+def configs_folder() -> Path:
+    """Returns the folder of densekd's configs: beside the package, or in the current directory.
+
+    Raises:
+        ConfigError: If it is in neither place.
+    """
+    import densekd
+
+    for parent in (Path(densekd.__file__).resolve().parents[1], Path.cwd()):
+        if (parent / 'configs' / 'digits').is_dir():
+            return parent / 'configs'
+    raise ConfigError(
+        'demo: its configs are not here: they are part of the repository, not of the installed '
+        'package. Run it in a clone of densekd.'
+    )
+
+
+def find_recipe(detector: str, method: str) -> Recipe:
+    """Returns the configs that compare a method on a detector.
+
+    Raises:
+        ConfigError: If there is no digits config of that method.
+    """
+    configs, name = configs_folder(), detector.replace('-', '_')
+    found = {}
+    for path in sorted(configs.glob(f'kd/*/detection/{name}/*_digits_teacher_*.py')):
+        found[path.relative_to(configs).parts[1]] = path
+    if method not in found:
+        raise ConfigError(
+            f'--method: there is no digits config of {method!r} for {detector}. '
+            f'{did_you_mean(method, found)}'
+        )
+    return Recipe(
+        method,
+        configs / 'digits' / f'{name}_r18w32_8e_digits.py',
+        configs / 'digits' / f'{name}_r18w8_8e_digits.py',
+        found[method],
+    )
+
+
+def train_all(
+    recipe: Recipe,
+    out: Path,
+    data: Path,
+    seed: int,
+    shown: Reporter,
+    options: Mapping[str, Any] | None = None,
+    spec: Mapping[str, int] | None = None,
+) -> list[Run]:
+    """Makes the data, and trains and scores teacher, plain student and distilled student.
+
+    Args:
+        recipe: The configs.
+        out: Where the runs' folders are.
+        data: The folder of the digits.
+        seed: Of all three runs.
+        shown: What shows the progress.
+        options: Further overrides of each config.
+        spec: Arguments of `make_digits`, as for fewer scenes.
+    """
+    from densekd.datasets import make_digits
+
+    shown.say(f'data: {data}')
+    arguments: dict[str, Any] = {'progress': False, **(spec or {})}
+    make_digits(data, **arguments)
+    common = {**data_options(data), **(options or {})}
+    teacher = train_and_score('teacher', recipe.teacher, out, seed, shown, common)
+    plain = train_and_score('plain', recipe.plain, out, seed, shown, common)
+    taught = {**common, **taught_by(teacher.checkpoint, seed)}
+    name = f'distilled-{recipe.method}'
+    return [teacher, plain, train_and_score(name, recipe.distilled, out, seed, shown, taught)]
+
+
+def data_options(data: Path) -> dict[str, Any]:
+    """Returns the overrides that point a digits config to another folder; none if it is its own."""
+    from densekd.cli.demo import DEFAULT_DATA
+
+    if data == Path(DEFAULT_DATA):
+        return {}
+    options: dict[str, Any] = {}
+    for split in ('train', 'val', 'test'):
+        options[f'{split}_dataloader.dataset.data_root'] = f'{data}/'
+    for split in ('val', 'test'):
+        options[f'{split}_evaluator.ann_file'] = str(data / f'annotations/instances_{split}.json')
+    return options
+
+
+def taught_by(checkpoint: Path, seed: int) -> dict[str, Any]:
+    """Returns the overrides that name a distillation config's teacher, and seed its connectors."""
+    return {'model.teacher.checkpoint': str(checkpoint), 'model.seed': seed}
+
+
+def train_and_score(
+    name: str,
+    config: Path,
+    out: Path,
+    seed: int,
+    shown: Reporter,
+    options: Mapping[str, Any] | None = None,
+) -> Run:
+    """Trains a config and scores it on its test split, as far as that is not done already.
+
+    Args:
+        name: The run's name, and its folder in `out`.
+        config: A config.
+        out: Where the folder is.
+        seed: The run's seed.
+        shown: What shows the progress.
+        options: Overrides of the config.
+
+    Raises:
+        DataError: If the folder holds a run of another seed, detector or setting.
+    """
+    from densekd.engine.run import evaluate, prepare, train, write_json
+
+    folder = out / name
+    cfg = prepare(config, folder, {**(options or {}), 'randomness.seed': seed})
+    mark = run_mark(cfg)
+    done = finished(folder, mark)
+    shown.begin(name)
+    if done is None:
+        _check_folder(folder, cfg)
+        clock = Clock(folder, shown)
+        token = LISTENER.set(clock)
+        try:
+            checkpoint = train(_for_the_demo(cfg), resume=True)
+        finally:
+            LISTENER.reset(token)
+        clock.epoch_saved()
+        metrics = {k: float(v) for k, v in evaluate(cfg, checkpoint).items()}
+        done = {
+            'mark': mark,
+            'checkpoint': checkpoint.name,
+            'metrics': metrics,
+            'seconds': clock.seconds,
+            'cpu_seconds': clock.cpu_seconds,
+        }
+        write_json(folder / RESULT_FILE, done)
+    result = Run(
+        name,
+        folder,
+        cfg,
+        folder / done['checkpoint'],
+        done['metrics'],
+        done['seconds'],
+        done['cpu_seconds'],
+    )
+    shown.end(f'mAP {result.map:.3f}')
+    return result
+
+
+def _for_the_demo(cfg: Any) -> Any:
+    cfg = copy.deepcopy(cfg)
+    # Scores that nobody looks at take time: what counts is the test split, at the end.
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = None
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, max_keep_ckpts=1)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='densekd.ProgressHook')]
+    return cfg
+
+
+def run_mark(cfg: Any) -> str:
+    """Returns a hash of what decides a run's result: config, data and the teacher's file."""
+    from densekd.core.checkpoint import file_hash
+    from densekd.engine.run import fingerprint, is_distillation
+
+    parts: dict[str, Any] = dict(fingerprint(cfg))
+    root = Path(cfg.test_dataloader.dataset.data_root)
+    for split in ('train', 'test'):
+        path = root / f'annotations/instances_{split}.json'
+        parts[split] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if is_distillation(cfg) and cfg.model.teacher.get('checkpoint'):
+        parts['teacher'] = file_hash(Path(cfg.model.teacher.checkpoint))
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def finished(folder: Path, mark: str) -> dict[str, Any] | None:
+    """Returns the result of a run that is trained and scored, or None."""
+    path = folder / RESULT_FILE
+    try:
+        result = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+    return (
+        result if result.get('mark') == mark and (folder / result['checkpoint']).is_file() else None
+    )
+
+
+def _check_folder(folder: Path, cfg: Any) -> None:
+    from densekd.engine.run import RUN_FILE, fingerprint
+
+    taken = (folder / RESULT_FILE).exists()
+    marker = folder / RUN_FILE
+    if marker.is_file():
+        try:
+            held = json.loads(marker.read_text()).get('parts', {})
+        except (OSError, json.JSONDecodeError):
+            held = {}
+        taken = taken or any(held.get(k, v) != v for k, v in fingerprint(cfg).items())
+    if taken:
+        raise DataError(
+            f'{folder}: the folder holds a run of another seed, detector, teacher or data. Give '
+            'another --out, or delete the folder.'
+        )
+
+
+class Clock:
+    """Adds up the time of a run over its interruptions; an epoch that is lost is not counted."""
+
+    def __init__(self, folder: Path, shown: Reporter) -> None:
+        self.path = folder / CLOCK_FILE
+        self.shown = shown
+        try:
+            held = json.loads(self.path.read_text())
+        except (OSError, json.JSONDecodeError):
+            held = {}
+        self.seconds = float(held.get('seconds', 0.0))
+        self.cpu_seconds = float(held.get('cpu_seconds', 0.0))
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def step(self, done: int, total: int, epoch: int, epochs: int, loss: float) -> None:
+        """Passes an iteration on."""
+        self.shown.step(done, total, epoch, epochs, loss)
+
+    def epoch_saved(self) -> None:
+        """Keeps the time so far, since the epoch will not be run again."""
+        from densekd.engine.run import write_json
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.seconds += wall - self._wall
+        self.cpu_seconds += cpu - self._cpu
+        self._wall, self._cpu = wall, cpu
+        write_json(self.path, {'seconds': self.seconds, 'cpu_seconds': self.cpu_seconds})
