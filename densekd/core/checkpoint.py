@@ -94,11 +94,30 @@ def _admitted() -> list[Any]:
         core.multiarray.scalar,
     ]
     names += [type(np.dtype(kind)) for kind in ('u1', 'u4', 'i4', 'i8', 'f4', 'f8', 'b1')]
-    # Only a process that has mmengine can hold the history of its log.
-    history = sys.modules.get('mmengine.logging.history_buffer')
-    if history is not None:
-        names.append(history.HistoryBuffer)
+    # The log's history is read into its own class where mmengine is imported, else into a stand-in.
+    module = 'mmengine.logging.history_buffer'
+    history = getattr(sys.modules.get(module), 'HistoryBuffer', None)
+    if history is None:
+        history = type('HistoryBuffer', (), {'__module__': module, **dict.fromkeys(_STATISTICS)})
+    names += [history, _statistic_of(history)]
     return names
+
+
+_STATISTICS = ('min', 'max', 'current', 'mean')
+
+
+def _statistic_of(history: type) -> Any:
+    """Returns what the unpickler takes for `getattr`: it looks up a statistic, and nothing else."""
+
+    def statistic(owner: Any, name: str) -> Any:
+        if owner is not history or name not in _STATISTICS:
+            raise pickle.UnpicklingError('Unsupported GLOBAL getattr')
+        return getattr(owner, name)
+
+    # torch knows a function by its name; which of the two it reads depends on its release.
+    statistic.__module__ = 'builtins'
+    statistic.__name__ = statistic.__qualname__ = 'getattr'
+    return statistic
 
 
 def find_checkpoint(source: str | os.PathLike[str]) -> Path:
