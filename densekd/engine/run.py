@@ -1,4 +1,4 @@
-"""Training and testing a config, plain or with distillation: what the commands and the demo call."""
+"""Training and testing a config, plain or with distillation: what the commands call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SCOPES = {'DistillDetector': 'mmdet', 'DistillSegmentor': 'mmseg'}
 # What a run may change and still be the same run: where it is, how it talks, how long it is.
 FREE_KEYS = (
     'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends',
-    'default_hooks', 'custom_hooks', 'env_cfg', 'log_processor', 'experiment_name', 'val_dataloader',
+    'default_hooks', 'custom_hooks', 'env_cfg', 'log_processor', 'experiment_name',
+    'val_dataloader',
     'test_dataloader', 'val_evaluator', 'test_evaluator', 'val_cfg', 'test_cfg', 'trust_checkpoint',
 )  # fmt: skip
 
@@ -40,7 +41,7 @@ def _model(cfg: Any) -> Mapping[str, Any]:
 
 
 def student_config(cfg: Any) -> Any:
-    """Returns the plain config of a run's student: what mmdet or mmseg is given with its checkpoint.
+    """Returns the plain config of a run's student, which its toolbox reads with the checkpoint.
 
     A plain config comes back as it is, copied.
     """
@@ -141,11 +142,33 @@ def train(cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = 
         DenseKDError: What the preflight finds.
     """
     claim(cfg, resume)
-    if preflight:
-        from densekd.engine.preflight import check_before_training
-
-        check_before_training(cfg)
+    cfg = ready(cfg, resume, preflight, trust)
+    mark(cfg)
     return run(cfg, resume, trust)
+
+
+def ready(cfg: Any, resume: bool, preflight: bool, trust: bool) -> Any:
+    """Returns a config with all that can fail before the first step behind it.
+
+    Raises:
+        DenseKDError: The first thing that is wrong.
+    """
+    from densekd.engine.preflight import check_before_training
+    from densekd.engine.pretrained import with_local_weights
+    from densekd.wrappers.build import without_pretrained
+
+    if preflight:
+        check_before_training(cfg)
+    if resume and latest_checkpoint(cfg.work_dir) is not None:
+        # All weights come from there, so that those it began with may be gone meanwhile.
+        cfg = copy.deepcopy(cfg)
+        model = without_pretrained(plain(student_config(cfg).model))
+        if is_distillation(cfg):
+            cfg.model.student = model
+        else:
+            cfg.model = model
+        return cfg
+    return with_local_weights(cfg, trust)
 
 
 def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
@@ -171,40 +194,56 @@ def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
 
 
 def claim(cfg: Any, resume: bool) -> None:
-    """Makes a folder this run's own, and refuses one that holds another run.
+    """Refuses a folder that holds another run, or one that is not to be resumed.
+
+    A run that wrote no checkpoint yet holds nothing: its config may be corrected and run again.
 
     Raises:
         DataError: If the folder holds a run and `resume` is false, or a run of another config.
     """
     folder = Path(cfg.work_dir)
-    marker = folder / RUN_FILE
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f'{folder}: the work_dir is a file. Give another --work-dir.')
+    stages = [s.get('name') for s in cfg.get('stages') or [] if isinstance(s, Mapping)]
+    written = [p for f in [folder, *(folder / str(s) for s in stages)] for p in f.glob('*.pth')]
+    if not written:
+        return
+    held = _read_mark(folder)
+    if held is None:
+        if not resume:
+            raise DataError(
+                f'{folder}: the folder holds another run ({written[0].name}). Give another '
+                '--work-dir, or --resume to go on with that one.'
+            )
+        return
     mine = fingerprint(cfg)
-    held = None
-    if marker.is_file():
-        try:
-            held = json.loads(marker.read_text())
-        except (json.JSONDecodeError, OSError):
-            held = {}
-    strangers = [p for p in [*folder.glob('*.pth'), folder / 'last_checkpoint'] if p.exists()]
-    if held is None and strangers and not resume:
+    differing = [k for k in {**mine, **held} if held.get(k) != mine.get(k)]
+    if differing:
         raise DataError(
-            f'{folder}: the folder holds another run ({strangers[0].name}). Give another '
-            '--work-dir, or --resume to go on with that one.'
+            f'{folder}: the folder holds another run: its {differing[0]} differs from this '
+            'config. Give another --work-dir.'
         )
-    if held is not None:
-        differing = [k for k, v in mine.items() if held.get('parts', {}).get(k, v) != v]
-        if differing:
-            raise DataError(
-                f'{folder}: the folder holds another run: its {differing[0]} differs from this '
-                'config. Give another --work-dir.'
-            )
-        if strangers and not resume:
-            raise DataError(
-                f'{folder}: the folder holds a run of this config already. Pass --resume to go '
-                'on with it, or give another --work-dir.'
-            )
+    if not resume:
+        raise DataError(
+            f'{folder}: the folder holds a run of this config already. Pass --resume to go '
+            'on with it, or give another --work-dir.'
+        )
+
+
+def mark(cfg: Any) -> None:
+    """Notes in a folder whose run it holds."""
+    folder = Path(cfg.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {'config': str(getattr(cfg, 'filename', '')), 'parts': mine})
+    name = str(getattr(cfg, 'filename', None) or '')
+    write_json(folder / RUN_FILE, {'config': name, 'parts': fingerprint(cfg)})
+
+
+def _read_mark(folder: Path) -> dict[str, str] | None:
+    try:
+        parts = json.loads((folder / RUN_FILE).read_text())['parts']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return parts if isinstance(parts, dict) else None
 
 
 def fingerprint(cfg: Any) -> dict[str, str]:
