@@ -58,7 +58,7 @@ def read_checkpoint(
         with torch.serialization.safe_globals(_admitted()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch spells it in two ways: a class it does not know, and a module that it bars (os, sys).
+        # torch spells it in two ways: a class it does not know, and a module it bars (os, sys).
         found = re.search(r'unsupported global:?\s+(?:GLOBAL\s+)?`?([\w.]+)', str(error), re.I)
         if found:
             raise CheckpointError(
@@ -262,16 +262,14 @@ def load_weights(
 def unprefixed(weights: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
     """Strips wrappers' prefixes from keys, as long as that makes more of them fit."""
     own = set(own)
-    best = dict(weights)
-    for _ in range(2):  # module.student.backbone…: two wrappers deep is what exists
-        candidates = [best]
+    candidates = [dict(weights)]
+    # Found while the list grows: in module.student.backbone… the first step alone fits nothing.
+    for found in candidates:
         for prefix in PREFIXES:
-            if any(k.startswith(prefix) for k in best):
-                candidates.append(
-                    {k.removeprefix(prefix): v for k, v in best.items() if k.startswith(prefix)}
-                )
-        best = max(candidates, key=lambda c: len(own & c.keys()))
-    return best
+            inner = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+            if inner:
+                candidates.append(inner)
+    return max(candidates, key=lambda candidate: len(own & candidate.keys()))
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:
