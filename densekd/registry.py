@@ -29,7 +29,7 @@ class Registry:
         3
         >>> SHAPES.build(dict(type='Sqare'), where='here')
         Traceback (most recent call last):
-        densekd.errors.ConfigError: here: there is no shape 'Sqare'. Did you mean 'Square'? It has: Square.
+        densekd.errors.ConfigError: here: there is no shape 'Sqare'. Did you mean 'Square'? ...
     """
 
     def __init__(self, kind: str) -> None:

@@ -6,6 +6,18 @@ import argparse
 
 from densekd.cli import options
 
+COLUMNS = (
+    'term',
+    'student',
+    'teacher',
+    'shapes',
+    'stride',
+    'connector',
+    'value',
+    '/ task',
+    'gradient',
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -60,7 +72,7 @@ def show(report: object) -> None:
         total = sum(v for k, v in report.own.items() if 'loss' in k) or 1.0
         table(
             f'{report.model}, one step on a generated batch {size}',
-            ('term', 'student', 'teacher', 'shapes', 'stride', 'connector', 'value', '/ task', 'gradient'),
+            COLUMNS,
             [
                 (
                     t.key, t.student, t.teacher, t.shapes, t.strides, t.connector,

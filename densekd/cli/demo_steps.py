@@ -43,12 +43,13 @@ class Run:
     @property
     def map(self) -> float:
         """The mAP of COCO, averaged over IoU 0.5 to 0.95."""
-        return self.metrics['coco/bbox_mAP']
+        # A model that detects nothing at all is given no metrics.
+        return self.metrics.get('coco/bbox_mAP', 0.0)
 
     @property
     def ap50(self) -> float:
         """The AP at IoU 0.5."""
-        return self.metrics['coco/bbox_mAP_50']
+        return self.metrics.get('coco/bbox_mAP_50', 0.0)
 
 
 def configs_folder() -> Path:

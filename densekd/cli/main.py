@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 for an error of the user's, 130 for Ctrl-C."""
+    """Runs a command and returns its exit status: 1 for an error of the user's, 130 for Ctrl-C."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command is None:

@@ -32,7 +32,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='let checkpoints run the code they carry while they are read; only for files that you trust',
+        help='let checkpoints run the code they carry while they are read; for files you trust',
     )
 
 

@@ -1,4 +1,4 @@
-"""What a loss may know of the batch beside the two tapped tensors: plain tensors, computed lazily."""
+"""What a loss may know of the batch beside the two tapped tensors: plain tensors, lazily."""
 
 from __future__ import annotations
 

@@ -73,7 +73,13 @@ def fuse(model: nn.Module, pairs: Collection[tuple[str, str]]) -> None:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm)
         assert norm.running_mean is not None and norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
         )
         conv.weight, conv.bias = weight, bias
         parent, _, name = norm_path.rpartition('.')
@@ -104,7 +110,13 @@ def fused_if_equal(
     with undisturbed(model):
         before = [t.clone() for t in forward(model)]
     undo = [
-        (conv, model.get_submodule(conv).weight, model.get_submodule(conv).bias, norm, model.get_submodule(norm))
+        (
+            conv,
+            model.get_submodule(conv).weight,
+            model.get_submodule(conv).bias,
+            norm,
+            model.get_submodule(norm),
+        )
         for conv, norm in pairs
     ]
     fuse(model, pairs)

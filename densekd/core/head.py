@@ -117,7 +117,7 @@ class DistillLoss(nn.Module):
 
 
 def check_same_shape(student: Tensor, teacher: Tensor, name: str) -> None:
-    """Refuses two tensors of unlike shape: broadcasting would compare what does not belong together.
+    """Refuses two tensors of unlike shape, which broadcasting would compare all the same.
 
     Raises:
         ShapeError: Naming what differs.

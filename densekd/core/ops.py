@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -67,7 +67,7 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes maps (N, C, H, W) to `size`, both H and W compared; the same tensor if they fit."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
@@ -106,8 +106,12 @@ def align(student: Tensor, teacher: Tensor, how: str = 'to_teacher') -> tuple[Te
         return resize_to(student, teacher.shape[-2:]), teacher
     if how == 'to_student':
         return student, resize_to(teacher, student.shape[-2:])
-    size = tuple(map(min, student.shape[-2:], teacher.shape[-2:]))
-    return F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+    size = [min(s, t) for s, t in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
+    return _pooled(student, size), _pooled(teacher, size)
+
+
+def _pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Four things go wrong when a tensor is taken out of a network by a hook that stays:
 
 - what the hook saw is overwritten by an in-place operation after it (the `+=` and the in-place
-  ReLU at the end of a residual block): a tap copies, or checks the version counter when told not to;
+  ReLU at the end of a residual block): a tap copies, or else checks the version counter;
 - a module that runs several times hands out several tensors (one ReLU of a bottleneck runs three
   times, a shared head once a level): a tap says which call it means;
 - the module is replaced after the hook was set (SyncBN is reverted on one process): paths are
@@ -272,7 +272,7 @@ class Taps:
     def _wants(self, key: Any, tap: Tap) -> bool:
         """Whether this call can be the one that is read: it is copied only then."""
         count = self.calls[key]
-        if tap.call == 'all':
+        if not isinstance(tap.call, int):
             return True
         if tap.call >= 0:
             return count == tap.call + 1

@@ -59,7 +59,9 @@ class Teacher:
         for module in self.model.modules():
             module.training = False
 
-    def speed_up(self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module, Tensor], Any]) -> None:
+    def speed_up(
+        self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module, Tensor], Any]
+    ) -> None:
         """Makes the network faster without changing what its taps read beyond rounding.
 
         Norms are folded into convolutions, and the weights are laid out channels last, which a
@@ -80,7 +82,7 @@ class Teacher:
 
         if self.fuse and taps:
             fused_if_equal(self.model, read, keep={tap.path for tap in taps.values()})
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.channels_last = True
 
     def prepared(self, images: Tensor) -> Tensor:
@@ -106,9 +108,9 @@ class Teacher:
         known = self._calls.get(signature)
         device = next(self.model.parameters()).device.type
         half = torch.autocast(device, dtype=torch.bfloat16, enabled=True)
-        with torch.no_grad(), half if self.precision == 'bf16' else nullcontext():
-            with Taps(self.model, taps, known) as reading:
-                forward(self.model)
+        precision = half if self.precision == 'bf16' else nullcontext()
+        with torch.no_grad(), precision, Taps(self.model, taps, known) as reading:
+            forward(self.model)
         if known is None:
             self._calls[signature] = dict(reading.calls)
         return reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ TRACE_SIZE = (256, 384)
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Runs its body with the network in eval mode and leaves no trace: modes, buffers, generators."""
+    """Runs its body with the network in eval mode; modes, buffers, generators stay as they were."""
     modes = [(module, module.training) for module in model.modules()]
     # Some networks write into a buffer, others put a new tensor in its place.
     buffers = [
@@ -45,11 +45,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 def trace(
     model: nn.Module,
-    taps: Mapping[Hashable, Tap],
+    taps: Mapping[Any, Tap],
     forward: Callable[[nn.Module, Tensor], Any],
     size: tuple[int, int] = TRACE_SIZE,
     channels: int = 3,
-) -> dict[Hashable, Place]:
+) -> dict[Any, Place]:
     """Returns the place of each tap, from one pass over an empty image.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 
 class SeededIndex(int):
@@ -23,6 +23,7 @@ class SeededIndex(int):
     seed: int
 
     def __new__(cls, index: int, seed: int) -> SeededIndex:
+        """Returns the index, with the seed as an attribute."""
         self = super().__new__(cls, index)
         self.seed = seed
         return self
@@ -43,7 +44,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class SeededDataset:
+class SeededDataset(Dataset):
     """A dataset that seeds the generators before it makes a sample; all else is the dataset's."""
 
     def __init__(self, dataset: Any) -> None:

@@ -37,7 +37,7 @@ def with_generated_data(
         folder = root / f'{key}_{number}'
         if kind not in ('CocoDataset',):
             raise ConfigError(
-                f"{key}: data of the type {kind} can't be generated for a check yet; CocoDataset can."
+                f"{key}: data of the type {kind} can't be generated for a check; CocoDataset can."
             )
         write_coco(folder, coco_classes(dataset), images, size or _size(dataset), seed)
         dataset['data_root'] = str(folder) + '/'
@@ -74,7 +74,7 @@ def write_coco(
 ) -> None:
     """Writes images and an instances file in true COCO form.
 
-    Category ids have gaps, as COCO's have, the last image has another shape, and one box is a crowd.
+    Category ids have gaps, as COCO's have, the last image lies the other way, one box is a crowd.
     """
     import cv2
 
@@ -83,7 +83,8 @@ def write_coco(
     folder.mkdir(parents=True, exist_ok=True)
     (root / 'annotations').mkdir(exist_ok=True)
     ids = [2 * i + 1 for i in range(len(classes))]
-    records, annotations = [], []
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, images + 1):
         h, w = size if image_id < images else size[::-1]
         pixels = generator.integers(60, 196, (h, w, 3), dtype=np.uint8)

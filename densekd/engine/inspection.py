@@ -59,7 +59,7 @@ class Inspection:
         names = [name for name, module in model.named_modules() if name]
         taps = {name: Tap(name, call='all') for name in names}
         image = torch.zeros(1, 3, *TRACE_SIZE)
-        rows = []
+        rows: list[tuple[str, ...]] = []
         with (
             undisturbed(model),
             Taps(model, {n: t for n, t in taps.items() if _gives(model, n)}) as seen,

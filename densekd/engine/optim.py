@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from torch import nn
 
 from densekd.errors import ConfigError
 from densekd.registry import check_arguments
 from densekd.wrappers.model import DistillModel
 
 
-def build_for_distillation(model: DistillModel, config: Mapping[str, Any]) -> OptimWrapper:
+def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> OptimWrapper:
     """Builds the student's own optimiser, then adds the distillers' parameters as a group apart.
 
     The student's constructor runs on the bare student: its parameter names carry no prefix, as
@@ -29,9 +28,9 @@ def build_for_distillation(model: DistillModel, config: Mapping[str, Any]) -> Op
     Raises:
         ConfigError: If `distillers` holds anything else.
     """
-    config = copy.deepcopy(dict(config))
+    config = dict(copy.deepcopy(config))
     own = config.pop('distillers', {})
-    check_arguments(_group, own, 'optim_wrapper.distillers')
+    check_arguments(_group, {'optimizer': {}, **own}, 'optim_wrapper.distillers')
     wrapper = build_optim_wrapper(model.student, config)
     parameters = [p for p in model.distillers.parameters() if p.requires_grad]
     if not parameters:
@@ -47,8 +46,8 @@ def build_for_distillation(model: DistillModel, config: Mapping[str, Any]) -> Op
 
 
 def _group(
-    optimizer: Mapping[str, Any] = {}, lr_mult: float = 1.0, decay_mult: float = 1.0
-) -> dict:  # noqa: B006
+    optimizer: Mapping[str, Any], lr_mult: float = 1.0, decay_mult: float = 1.0
+) -> dict[str, Any]:
     group = {}
     if 'lr' in optimizer:
         group['lr'] = optimizer['lr'] * lr_mult
@@ -78,7 +77,7 @@ def clipping_apart(wrapper: OptimWrapper) -> OptimWrapper:
     return wrapper
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: Any) -> Any:
     """Returns the model inside a distributed wrapper."""
     from mmengine.model import is_model_wrapper
 

@@ -193,7 +193,7 @@ def _register_datasets(scope: str) -> None:
         import mmseg.datasets  # noqa: F401
 
 
-def try_step(model: nn.Module, data: Any) -> Report:
+def try_step(model: Any, data: Any) -> Report:
     """Runs one forward and backward pass and refuses what is wrong with it.
 
     Raises:
@@ -257,8 +257,8 @@ def _shapes(place: Any) -> str:
     return ', '.join('x'.join(map(str, shape[1:])) for shape in place.shapes)
 
 
-def _connector(connector: nn.Module) -> str:
-    each = list(connector) if isinstance(connector, nn.ModuleList) else [connector]
+def _connector(connector: Any) -> str:
+    each: list[Any] = list(connector) if isinstance(connector, nn.ModuleList) else [connector]
     first = each[0]
     weights = [p for p in first.parameters() if p.dim() > 1]
     channels = f' {weights[0].shape[1]}->{weights[-1].shape[0]}' if weights else ''

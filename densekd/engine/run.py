@@ -18,13 +18,17 @@ from densekd.wrappers.config import load_config, plain
 RUN_FILE = 'run.json'
 SCOPES = {'DistillDetector': 'mmdet', 'DistillSegmentor': 'mmseg'}
 
-# What a run may change and still be the same run: where it is, how it talks, how long it is.
-FREE_KEYS = (
-    'work_dir', 'resume', 'load_from', 'launcher', 'log_level', 'visualizer', 'vis_backends',
-    'default_hooks', 'custom_hooks', 'env_cfg', 'log_processor', 'experiment_name',
-    'val_dataloader',
-    'test_dataloader', 'val_evaluator', 'test_evaluator', 'val_cfg', 'test_cfg', 'trust_checkpoint',
-)  # fmt: skip
+# The parts of a config that decide what is trained. Two runs that differ in one of them can't
+# share a folder; where a run writes, how it talks and what it is scored on may change.
+DECISIVE = (
+    'model',
+    'train_dataloader',
+    'optim_wrapper',
+    'param_scheduler',
+    'train_cfg',
+    'randomness',
+    'stages',
+)
 
 
 def is_distillation(cfg: Any) -> bool:
@@ -248,17 +252,13 @@ def _read_mark(folder: Path) -> dict[str, str] | None:
 
 def fingerprint(cfg: Any) -> dict[str, str]:
     """Returns a hash of each part of a config that decides what is trained."""
+    values = plain(cfg._cfg_dict.to_dict())
     parts = {}
-    for key, value in plain(cfg._cfg_dict.to_dict()).items():
-        if key not in FREE_KEYS and isinstance(value, (dict, list)):
-            text = json.dumps(value, sort_keys=True, default=repr)
+    for key in DECISIVE:
+        if isinstance(values.get(key), (dict, list)):
+            text = json.dumps(values[key], sort_keys=True, default=repr)
             parts[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {k: v for k, v in parts.items() if k in _DECISIVE}
-
-
-_DECISIVE = (
-    'model', 'train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness', 'stages',
-)  # fmt: skip
+    return parts
 
 
 def write_json(path: Path, value: Any) -> None:

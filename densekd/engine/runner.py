@@ -90,7 +90,7 @@ class DistillRunner(Runner):
         strict: bool = False,
         revise_keys: Any = ((r'^module\.', ''),),
     ) -> Any:
-        """Loads a checkpoint without running code it may carry, and refuses one that fits nothing."""
+        """Loads a checkpoint, runs no code that it may carry, and refuses one that fits nothing."""
         checkpoint = read_checkpoint(filename, self.trust_checkpoint, map_location)
         model = unwrapped(self.model)
         own = model.state_dict()

@@ -16,13 +16,25 @@ from typing import Any
 import torch
 
 from densekd.core.checkpoint import read_checkpoint, weights_in
-from densekd.engine.run import claim, is_distillation, run, train, write_json
+from densekd.core.ops import private_rng
+from densekd.engine.run import (
+    claim,
+    is_distillation,
+    mark,
+    ready,
+    run,
+    student_config,
+    train,
+    write_json,
+)
 from densekd.errors import CheckpointError, ConfigError, did_you_mean
-from densekd.wrappers.model import matching
+from densekd.wrappers.build import build_network, without_pretrained
+from densekd.wrappers.config import plain
+from densekd.wrappers.wiring import matching
 
 STAGE_KEYS = (
-    'name', 'train', 'preset', 'at', 'distillers', 'scale_student_loss', 'task_loss', 'optim_wrapper',
-    'param_scheduler', 'train_cfg', 'hand_over',
+    'name', 'train', 'preset', 'at', 'distillers', 'scale_student_loss', 'task_loss',
+    'optim_wrapper',    'param_scheduler', 'train_cfg', 'hand_over',
 )  # fmt: skip
 STAGES_FILE = 'stages.json'
 
@@ -82,15 +94,15 @@ def train_stages(
     stages = parse_stages(cfg)
     if not stages:
         return train(cfg, resume, preflight, trust)
-    claim(cfg, resume or (Path(cfg.work_dir) / STAGES_FILE).is_file())
+    claim(cfg, resume)
     root = Path(cfg.work_dir)
-    done = _read(root / STAGES_FILE)
-    configs = [stage_config(cfg, stage) for stage in stages]
-    if preflight:
-        from densekd.engine.preflight import check_before_training
-
-        for one in configs:
-            check_before_training(one)
+    done = _read(root / STAGES_FILE) if resume else {}
+    check_hand_over(cfg, stages)
+    configs = [
+        ready(stage_config(cfg, stage), resume, preflight and stage['name'] not in done, trust)
+        for stage in stages
+    ]
+    mark(cfg)
     last: Path | None = None
     for stage, one in zip(stages, configs, strict=True):
         if stage['name'] in done:
@@ -108,6 +120,22 @@ def train_stages(
         write_json(root / STAGES_FILE, done)
     assert last is not None
     return last
+
+
+def check_hand_over(cfg: Any, stages: list[dict[str, Any]]) -> None:
+    """Refuses a pattern of `hand_over` that matches nothing, before a stage was trained for it.
+
+    Raises:
+        ConfigError: Naming the stage and the pattern.
+    """
+    asked = [stage for stage in stages if stage.get('hand_over')]
+    if not asked:
+        return
+    config = without_pretrained(plain(student_config(cfg).model))
+    with private_rng(0):
+        names = build_network(config, cfg.get('default_scope') or 'mmdet', 'student').state_dict()
+    for stage in asked:
+        matching(names, stage['hand_over'], f'stage {stage["name"]!r}: hand_over')
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -180,7 +180,7 @@ def _meta(meta: Any) -> dict[str, Any] | None:
 def without_pretrained(config: Any) -> Any:
     """Returns a model config in which nothing is fetched: its own checkpoint brings all weights."""
     if isinstance(config, Mapping):
-        result = {}
+        result: dict[str, Any] = {}
         for key, value in config.items():
             if key == 'pretrained' or (key == 'init_cfg' and _is_pretrained(value)):
                 result[key] = None

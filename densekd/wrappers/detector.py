@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from densekd.core.taps import Tap, Taps
 from densekd.wrappers.model import DistillModel
@@ -31,23 +31,23 @@ class DistillDetector(DistillModel):
     scope = 'mmdet'
     kinds = 'detector'
 
-    def named_taps(self, model: nn.Module) -> dict[str, Tap]:
+    def named_taps(self, model: Any) -> dict[str, Tap]:
         """Returns the named taps of a detector."""
         return detector_taps(model)
 
-    def frozen_taps(self, model: nn.Module, taps: dict[str, Tap]) -> frozenset[str]:
+    def frozen_taps(self, model: Any, taps: dict[str, Tap]) -> frozenset[str]:
         """Returns the names of the taps in frozen stages."""
         return frozen_taps(model, taps)
 
-    def kind(self, model: nn.Module) -> str:
+    def kind(self, model: Any) -> str:
         """Returns `'two-stage'` for a detector with RoIs, else `'one-stage'`."""
         return 'two-stage' if hasattr(model, 'roi_head') else 'one-stage'
 
-    def forward_parts(self, model: nn.Module, inputs: Tensor, parts: frozenset[str] | None) -> None:
+    def forward_parts(self, model: Any, inputs: Tensor, parts: frozenset[str] | None) -> None:
         """Runs the backbone, the neck or the dense heads, no further than `parts` need."""
         detector_forward(model, inputs, parts)
 
-    def teacher_view(self, teacher: nn.Module, inputs: Tensor, data_samples: Any) -> Tensor:
+    def teacher_view(self, teacher: Any, inputs: Tensor, data_samples: Any) -> Tensor:
         """Returns the batch normalised as the teacher was trained to see it."""
         sizes = [sample.metainfo['img_shape'][:2] for sample in data_samples]
         return teacher_view(self.data_preprocessor, teacher.data_preprocessor, inputs, sizes)
@@ -55,7 +55,7 @@ class DistillDetector(DistillModel):
     # The batch --------------------------------------------------------------------------------
 
     @property
-    def _anchor_head(self) -> nn.Module | None:
+    def _anchor_head(self) -> Any:
         """The head whose anchors the student is trained with: the RPN of a two-stage detector."""
         for name in ('rpn_head', 'bbox_head'):
             head = getattr(self.student, name, None)
@@ -65,7 +65,7 @@ class DistillDetector(DistillModel):
         return None
 
     @property
-    def _dense_head(self) -> nn.Module | None:
+    def _dense_head(self) -> Any:
         """A one-stage head whose targets can be read, with a weight for every anchor."""
         from mmdet.models.dense_heads import AnchorHead
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModel
@@ -13,17 +11,14 @@ from torch import Tensor, nn
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
-from densekd.core.checkpoint import unprefixed
-from densekd.core.distiller import Distiller, check_needs, term_key
-from densekd.core.head import DistillationHead
+from densekd.core.distiller import Distiller, check_needs
 from densekd.core.ops import private_rng
-from densekd.core.schedule import build_schedule
-from densekd.core.taps import Place, Tap, Taps, parse_tap, resolve
-from densekd.core.teacher import Teacher
-from densekd.core.trace import trace
-from densekd.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
+from densekd.core.taps import Place, Tap, Taps
+from densekd.errors import CheckpointError, ConfigError, did_you_mean
 from densekd.registry import PRESETS
 from densekd.wrappers.build import build_network, build_teachers, check_distillers, model_config
+from densekd.wrappers.student_state import show_only_student
+from densekd.wrappers.wiring import find_places, matching, parse_wire, parts_of, taps_of
 
 STATE_VERSION = 1
 
@@ -99,12 +94,11 @@ class DistillModel(BaseModel):
         self._frozen: tuple[str, ...] = ()
         if trainable is not None:
             self._freeze_all_but(trainable)
-        self._register_state_dict_hook(_keep_student)
-        self._register_load_state_dict_pre_hook(_to_student, with_module=True)
+        show_only_student(self)
 
     # What a toolbox's subclass says -----------------------------------------------------------
 
-    def named_taps(self, model: nn.Module) -> dict[str, Tap]:
+    def named_taps(self, model: Any) -> dict[str, Tap]:
         """Returns the named taps of a network."""
         raise NotImplementedError
 
@@ -148,141 +142,61 @@ class DistillModel(BaseModel):
     def _build_distillers(self, cfg: Any, preset: str | None, at: str | None) -> None:
         import densekd.methods  # noqa: F401  fills the registries
 
-        named = {id(m): self.named_taps(m) for m in [self.student, *self._teacher_models()]}
+        models: dict[str, nn.Module] = {'student': self.student}
+        models.update({name: teacher.model for name, teacher in self.teachers.items()})
+        named = {id(model): self.named_taps(model) for model in models.values()}
         if preset is not None:
             if cfg:
                 raise ConfigError('preset and distillers: give one of them, not both.')
-            cfg = self.expand_preset(preset, at, named)
+            cfg = self._expand(preset, at, named)
         elif not cfg:
             raise ConfigError(
-                f'distillers: there are none. Give a list, or preset=… ({", ".join(sorted(PRESETS))}).'
+                'distillers: there are none. Give a list, or preset=… '
+                f'({", ".join(sorted(PRESETS))}).'
             )
         elif at is not None:
             raise ConfigError(
                 "'at' chooses where a preset taps; with a list, each distiller says it."
             )
-        entries = [self._parse(e, i, named) for i, e in enumerate(check_distillers(cfg))]
-        places = self._trace(entries)
-        built = []
-        for i, entry in enumerate(entries):
-            head: DistillationHead = entry['head']
-            student = _merge(
-                [places['student'][('student', i, j)] for j, _ in enumerate(entry['s'])]
-            )
-            teacher = _merge(
-                [places[entry['teachers'][0]][('teacher', i, j)] for j, _ in enumerate(entry['t'])]
-            )
-            _check_pairing(student, teacher, entry['where'], head)
+        wires = [
+            parse_wire(entry, i, self.student, self.teachers, named)
+            for i, entry in enumerate(check_distillers(cfg))
+        ]
+        find_places(wires, self.student, self.teachers, self.forward_parts)
+        places: dict[str, tuple[Place, Place]] = {}
+        for i, wire in enumerate(wires):
             with private_rng(self.seed + 1000 + i):
-                head.bind(student, teacher)
-            key = term_key(
-                entry['s'][0].part, head.name or _term_name(head, entry['s']), self.distillers
-            )
-            distiller = Distiller(
-                head,
-                entry['s'] if entry['many'] else entry['s'][0],
-                entry['t'] if entry['many'] else entry['t'][0],
-                key,
-                entry['teachers'],
-                entry['schedule'],
-            )
-            self.distillers[key] = distiller
-            built.append(distiller)
-        check_needs(built, self.offered(), type(self).__name__)
+                distiller = wire.build(places)
+            self.distillers[distiller.key] = distiller
+            places[distiller.key] = wire.places
+        self.__dict__['places'] = places
+        check_needs(self._distillers, self.offered(), type(self).__name__)
         # Only now: binding reads margins from norms that are folded away here.
         for name, teacher in self.teachers.items():
-            taps = _taps([d for d in built if name in d.teachers], 'teacher')
-            parts = _parts(taps)
+            taps = taps_of([d for d in self._distillers if name in d.teachers], 'teacher')
+            parts = parts_of(taps)
             teacher.speed_up(taps, lambda m, x, parts=parts: self.forward_parts(m, x, parts))
-        self.__dict__['places'] = {
-            d.key: (s, t) for d, (s, t) in zip(built, self._pairs(entries, places), strict=True)
-        }
 
-    def _pairs(self, entries: list[dict[str, Any]], places: Any) -> list[tuple[Place, Place]]:
-        return [
-            (
-                _merge([places['student'][('student', i, j)] for j, _ in enumerate(e['s'])]),
-                _merge([places[e['teachers'][0]][('teacher', i, j)] for j, _ in enumerate(e['t'])]),
-            )
-            for i, e in enumerate(entries)
-        ]
-
-    def expand_preset(self, preset: str, at: str | None, named: Any = None) -> list[dict[str, Any]]:
-        """Returns the list of distillers that a preset stands for, for this student and teacher.
-
-        Raises:
-            ConfigError: If there is no such preset, or it fits nothing here.
-        """
-        first = next(iter(self.teachers.values())).model
-        student_taps = named[id(self.student)] if named else self.named_taps(self.student)
-        teacher_taps = named[id(first)] if named else self.named_taps(first)
-        anatomy = Anatomy(
-            student_taps,
-            teacher_taps,
-            self.kind(self.student),
-            self.frozen_taps(self.student, student_taps),
-        )
-        entries = PRESETS.get(preset, 'preset')(anatomy, at)
+    def _expand(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
+        """Returns the list of distillers that a preset stands for, for this student and teacher."""
         if len(self.teachers) > 1:
             raise ConfigError(
                 'preset: with several teachers, write the list of distillers and say which teacher '
                 'each one compares with.'
             )
-        return entries
+        first = next(iter(self.teachers.values())).model
+        taps = named[id(self.student)]
+        anatomy = Anatomy(
+            taps,
+            named[id(first)],
+            self.kind(self.student),
+            self.frozen_taps(self.student, taps),
+        )
+        return PRESETS.get(preset, 'preset')(anatomy, at)
 
-    def _teacher_models(self) -> list[nn.Module]:
-        return [teacher.model for teacher in self.teachers.values()]
-
-    def _parse(self, entry: dict[str, Any], i: int, named: Any) -> dict[str, Any]:
-        from densekd import methods
-
-        where = f'distillers[{i}]'
-        teachers = self._teachers_of(entry.get('teacher'), where)
-        sides = {}
-        for side, model, other in (
-            ('student', self.student, None),
-            ('teacher', self.teachers[teachers[0]].model, entry['student_module']),
-        ):
-            key = f'{side}_module'
-            cfg = entry.get(key, other)
-            many = isinstance(cfg, (list, tuple))
-            own = named[id(model)]
-            taps = [parse_tap(c, own, f'{where}.{key}') for c in (cfg if many else [cfg])]
-            if not taps:
-                raise ConfigError(f'{where}.{key}: the list is empty.')
-            for tap in taps:
-                resolve(model, tap, f'{where}.{key}: the {side}', list(own))
-            sides[side] = (taps, many)
-        head = methods.build(entry['head'], f'{where}.head')
-        if len(teachers) > 1 and not head.loss.ensemble:
-            raise ConfigError(
-                f'{where}.teacher: {type(head.loss).__name__} compares with one teacher, not with '
-                f'{len(teachers)} ({", ".join(teachers)}). Write one distiller for each of them.'
-            )
-        return {
-            'where': where,
-            's': sides['student'][0],
-            't': sides['teacher'][0],
-            'many': sides['student'][1] or sides['teacher'][1],
-            'head': head,
-            'teachers': teachers,
-            'schedule': build_schedule(entry.get('schedule'), where),
-        }
-
-    def _teachers_of(self, given: Any, where: str) -> tuple[str, ...]:
-        if given is None:
-            if len(self.teachers) > 1:
-                names = ', '.join(self.teachers)
-                raise ConfigError(
-                    f"{where}: there are several teachers ({names}), so 'teacher' must say which."
-                )
-            return tuple(self.teachers)
-        names = [given] if isinstance(given, str) else list(given)
-        for name in names:
-            if name not in self.teachers:
-                hint = did_you_mean(str(name), self.teachers)
-                raise ConfigError(f'{where}.teacher: there is no teacher {name!r}. {hint}')
-        return tuple(names)
+    @property
+    def _distillers(self) -> list[Distiller]:
+        return list(self.distillers.values())  # type: ignore[arg-type]
 
     def _freeze_all_but(self, patterns: Sequence[str]) -> None:
         own = dict(self.student.named_parameters())
@@ -299,27 +213,10 @@ class DistillModel(BaseModel):
             if name and not any(n == name or n.startswith(f'{name}.') for n in chosen)
         )
 
-    def _trace(self, entries: list[dict[str, Any]]) -> dict[str, dict[Any, Place]]:
-        wanted: dict[str, dict[Any, Tap]] = {'student': {}}
-        for i, entry in enumerate(entries):
-            for j, tap in enumerate(entry['s']):
-                wanted['student'][('student', i, j)] = tap
-            for name in entry['teachers']:
-                for j, tap in enumerate(entry['t']):
-                    wanted.setdefault(f'teacher {name}', {})[('teacher', i, j)] = tap
-        places = {}
-        for who, taps in wanted.items():
-            name = who.removeprefix('teacher ')
-            model = self.student if who == 'student' else self.teachers[name].model
-            parts = _parts(taps)
-            forward = lambda m, x, parts=parts: self.forward_parts(m, x, parts)  # noqa: E731
-            places['student' if who == 'student' else name] = trace(model, taps, forward)
-        return places
-
     # Training ---------------------------------------------------------------------------------
 
     @property
-    def data_preprocessor(self) -> nn.Module:
+    def data_preprocessor(self) -> Any:
         """The student's own preprocessor."""
         return self.student.data_preprocessor
 
@@ -351,9 +248,9 @@ class DistillModel(BaseModel):
         Returns:
             The student's own terms as `student.…`, the distillers' as `distill.loss_…`.
         """
-        factors = {d: d.weight(self.iteration, self.epoch) for d in self.distillers.values()}
+        factors = {d: d.weight(self.iteration, self.epoch) for d in self._distillers}
         active = [d for d, factor in factors.items() if factor > 0]
-        taps = {**self.extra_taps(), **_taps(active, 'student')}
+        taps = {**self.extra_taps(), **taps_of(active, 'student')}
         with Taps(self.student, taps, student=self.training) as reading, self.capture() as captured:
             own = self.student(inputs, data_samples, mode='loss')
         losses = self._scaled(own) if self.task_loss else {}
@@ -402,8 +299,8 @@ class DistillModel(BaseModel):
             mine = [d for d in active if name in d.teachers]
             if not mine:
                 continue
-            taps = _taps(mine, 'teacher')
-            parts = _parts(taps)
+            taps = taps_of(mine, 'teacher')
+            parts = parts_of(taps)
             view = teacher.prepared(self.teacher_view(teacher.model, inputs, data_samples))
             forward = lambda m, x=view, parts=parts: self.forward_parts(m, x, parts)  # noqa: E731
             readings[name] = teacher.run(taps, forward)
@@ -488,116 +385,3 @@ class DistillModel(BaseModel):
                 )
         self.distillers.load_state_dict(theirs)
         self.iteration, self.epoch = int(state.get('iteration', 0)), int(state.get('epoch', 0))
-
-
-def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:
-    """Returns the names that match any of the patterns, in their own order.
-
-    Args:
-        names: Names of parameters.
-        patterns: Globs, or the path of a module that stands for all in it.
-        where: The place in the config, for messages.
-
-    Raises:
-        ConfigError: If a pattern matches nothing.
-
-    Example:
-        >>> matching(['backbone.conv.weight', 'neck.weight'], ['backbone'], 'train')
-        ['backbone.conv.weight']
-    """
-    names = list(names)
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = [n for n in names if fnmatchcase(n, pattern) or n.startswith(f'{pattern}.')]
-        if not hits:
-            roots = {n.split('.')[0] for n in names}
-            raise ConfigError(
-                f'{where}: {pattern!r} matches nothing. {did_you_mean(pattern, roots)}'
-            )
-        found.update(hits)
-    return [n for n in names if n in found]
-
-
-def _taps(distillers: Sequence[Distiller], side: str) -> dict[Any, Tap]:
-    return {key: tap for d in distillers for key, tap in d.taps(side).items()}
-
-
-def _parts(taps: Mapping[Any, Tap]) -> frozenset[str]:
-    return frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
-
-
-def _term_name(head: DistillationHead, taps: Sequence[Tap]) -> str:
-    method = type(head).__name__.removesuffix('DistillationHead') or type(head.loss).__name__
-    method = method.removesuffix('Loss').lower()
-    if len(taps) > 1:
-        return method
-    label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
-    return f'{method}_{label}'
-
-
-def _merge(places: Sequence[Place]) -> Place:
-    """Joins the places of a list of taps into one with a tensor each."""
-    return replace(
-        places[0],
-        shapes=tuple(shape for p in places for shape in p.shapes),
-        strides=tuple(stride for p in places for stride in p.strides),
-    )
-
-
-def _check_pairing(student: Place, teacher: Place, where: str, head: DistillationHead) -> None:
-    if len(student.shapes) != len(teacher.shapes):
-        raise ShapeError(
-            f'{where}: the student gives {len(student.shapes)} tensors at '
-            f'{student.tap.label!r} and the teacher {len(teacher.shapes)} at '
-            f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
-        )
-    for s, t in zip(student.strides, teacher.strides, strict=True):
-        if s is None or t is None or s == t:
-            continue
-        ratio = max(max(a / b, b / a) for a, b in zip(s, t, strict=True))
-        if ratio > 2.001 or head.loss.align in (None, 'strict'):
-            raise ShapeError(
-                f"{where}: the student's {student.tap.label!r} has stride {s[0]:g} and the "
-                f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
-                f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
-            )
-
-
-def _keep_student(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """Leaves the student in a state dict, under the keys that it has without this wrapper."""
-    for key in [k for k in state if k.startswith(prefix)]:
-        rest, value = key[len(prefix) :], state.pop(key)
-        if rest.startswith('student.'):
-            state[prefix + rest.removeprefix('student.')] = value
-    versions = getattr(state, '_metadata', None)
-    if versions is None:
-        return
-    for key in [k for k in versions if k.startswith(prefix)]:
-        rest, value = key[len(prefix) :], versions.pop(key)
-        if rest == 'student':
-            versions[prefix.removesuffix('.')] = value
-        elif rest.startswith('student.'):
-            versions[prefix + rest.removeprefix('student.')] = value
-
-
-def _to_student(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Hands the weights of a plain student's state dict to the student."""
-    found = {k[len(prefix) :]: state.pop(k) for k in list(state) if k.startswith(prefix)}
-    own = module.student.state_dict()
-    found = unprefixed(found, own)
-    if not own.keys() & found.keys():
-        example = next(iter(found), 'nothing')
-        raise CheckpointError(
-            f'no weight of the checkpoint fits the student {type(module.student).__name__}: it '
-            f'holds {example}, the student {next(iter(own))}.'
-        )
-    for key, value in found.items():
-        state[f'{prefix}student.{key}'] = value
-    # Connectors are not in a student's checkpoint; they keep what they have.
-    for key, value in module.distillers.state_dict().items():
-        state[f'{prefix}distillers.{key}'] = value
-
-
-def teacher_of(model: DistillModel) -> Teacher:
-    """Returns a model's only, or first, teacher."""
-    return next(iter(model.teachers.values()))

@@ -20,7 +20,7 @@ from densekd.core.taps import Place, Tap
 from densekd.core.trace import trace
 
 
-def detector_forward(model: nn.Module, images: Tensor, parts: frozenset[str] | None = None) -> None:
+def detector_forward(model: Any, images: Tensor, parts: frozenset[str] | None = None) -> None:
     """Runs the part of a detector that holds places in `parts`; all of it but RoIs by default.
 
     Args:
@@ -37,7 +37,7 @@ def detector_forward(model: nn.Module, images: Tensor, parts: frozenset[str] | N
             getattr(model, head)(features)
 
 
-def detector_taps(model: nn.Module) -> dict[str, Tap]:
+def detector_taps(model: Any) -> dict[str, Tap]:
     """Returns the named taps of a detector, shallowest first."""
     taps = backbone_taps(model)
     if getattr(model, 'neck', None) is not None:
@@ -56,7 +56,7 @@ def _tap(name: str, path: str, level: str, index: int | None = None, **more: Any
     return Tap(path, name=name, level=level, index=index, copy=False, **more)
 
 
-def backbone_taps(model: nn.Module) -> dict[str, Tap]:
+def backbone_taps(model: Any) -> dict[str, Tap]:
     """Returns the named taps of a backbone: stage outputs, and the sums before their last ReLU."""
     backbone = model.backbone
     stages = stage_names(backbone)
@@ -85,14 +85,14 @@ def backbone_taps(model: nn.Module) -> dict[str, Tap]:
     return taps
 
 
-def stage_names(backbone: nn.Module) -> list[str]:
-    """Returns the attributes that hold a backbone's residual stages, in order; none if it has none."""
+def stage_names(backbone: Any) -> list[str]:
+    """Returns the attributes that hold a backbone's residual stages, in order."""
     if isinstance(getattr(backbone, 'res_layers', None), (list, tuple)):
         return list(backbone.res_layers)
     return [name for name in (f'layer{i}' for i in range(1, 5)) if hasattr(backbone, name)]
 
 
-def _last_norm(block: nn.Module) -> str | None:
+def _last_norm(block: Any) -> str | None:
     """Returns the attribute of the norm that ends a residual branch."""
     for attribute in ('norm3_name', 'norm2_name'):
         name = getattr(block, attribute, None)
@@ -101,7 +101,7 @@ def _last_norm(block: nn.Module) -> str | None:
     return next((name for name in ('bn3', 'bn2') if hasattr(block, name)), None)
 
 
-def _neck_taps(model: nn.Module) -> dict[str, Tap]:
+def _neck_taps(model: Any) -> dict[str, Tap]:
     whole = Tap('neck', name='neck', copy=False)
     places = trace(model, {'neck': whole}, lambda m, x: m.extract_feat(x))
     taps: dict[str, Tap] = {}
@@ -114,7 +114,7 @@ def _neck_taps(model: nn.Module) -> dict[str, Tap]:
     return taps
 
 
-def _dense_head_taps(head: nn.Module) -> dict[str, Tap]:
+def _dense_head_taps(head: Any) -> dict[str, Tap]:
     distribution = hasattr(head, 'reg_max')
     names = ['cls_logits', 'bbox_dist' if distribution else 'bbox_deltas']
     if any('centerness' in name for name, _ in head.named_modules()):
@@ -125,7 +125,7 @@ def _dense_head_taps(head: nn.Module) -> dict[str, Tap]:
     }
 
 
-def frozen_taps(model: nn.Module, taps: dict[str, Tap]) -> frozenset[str]:
+def frozen_taps(model: Any, taps: dict[str, Tap]) -> frozenset[str]:
     """Returns the names of the taps that no trainable parameter comes before."""
     backbone = getattr(model, 'backbone', None)
     frozen = set()

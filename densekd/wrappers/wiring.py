@@ -1,0 +1,257 @@
+"""From the entries of a config's list to distillers: taps, connectors and names settled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from densekd.core.distiller import Distiller, term_key
+from densekd.core.head import DistillationHead
+from densekd.core.schedule import Schedule, build_schedule
+from densekd.core.taps import Place, Tap, parse_tap, resolve
+from densekd.core.teacher import Teacher
+from densekd.core.trace import trace
+from densekd.errors import ConfigError, ShapeError, did_you_mean
+
+
+@dataclass
+class Wire:
+    """One entry of the list on its way to a distiller.
+
+    Attributes:
+        where: Its place in the config, for messages.
+        student: The student's taps.
+        teacher: The teacher's taps.
+        many: Whether the config gave lists, so that the loss is given lists.
+        head: The head, built but not bound.
+        teachers: Names of the teachers that it reads.
+        schedule: How its weight changes.
+        found: The place of each tap, by side and position, once traced.
+    """
+
+    where: str
+    student: list[Tap]
+    teacher: list[Tap]
+    many: bool
+    head: DistillationHead
+    teachers: tuple[str, ...]
+    schedule: Schedule
+    found: dict[tuple[str, int], Place] = field(default_factory=dict)
+
+    @property
+    def places(self) -> tuple[Place, Place]:
+        """The student's and the teacher's place; several taps are one place of several tensors."""
+        student = [self.found['student', i] for i in range(len(self.student))]
+        teacher = [self.found['teacher', i] for i in range(len(self.teacher))]
+        return _joined(student), _joined(teacher)
+
+    def build(self, taken: Mapping[str, Any]) -> Distiller:
+        """Binds the head to its places and returns the distiller.
+
+        Args:
+            taken: The names that are used already.
+
+        Raises:
+            ShapeError: If the places can't be compared.
+            ConfigError: If its name is taken.
+        """
+        student, teacher = self.places
+        _check_pairing(student, teacher, self.where, self.head)
+        self.head.bind(student, teacher)
+        name = self.head.name or _default_name(self.head, self.student)
+        return Distiller(
+            self.head,
+            self.student if self.many else self.student[0],
+            self.teacher if self.many else self.teacher[0],
+            term_key(self.student[0].part, name, taken),
+            self.teachers,
+            self.schedule,
+        )
+
+
+def parse_wire(
+    entry: Mapping[str, Any],
+    position: int,
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    named: Mapping[int, Mapping[str, Tap]],
+) -> Wire:
+    """Reads one entry: its taps, its head, its teachers, its schedule.
+
+    Args:
+        entry: The entry, its keys checked.
+        position: Its position in the list.
+        student: The student.
+        teachers: The teachers, by name.
+        named: The named taps of each network, by the network's id.
+
+    Raises:
+        TapError: If a tap names no place.
+        ConfigError: If the head, the teacher or the schedule can't be built.
+    """
+    from densekd import methods
+
+    where = f'distillers[{position}]'
+    names = _teachers_of(entry.get('teacher'), teachers, where)
+    student_cfg = entry['student_module']
+    teacher_cfg = entry.get('teacher_module', student_cfg)
+    first = teachers[names[0]].model
+    head = methods.build(entry['head'], f'{where}.head')
+    if len(names) > 1 and not head.loss.ensemble:
+        raise ConfigError(
+            f'{where}.teacher: {type(head.loss).__name__} compares with one teacher, not with '
+            f'{len(names)} ({", ".join(names)}). Write one distiller for each of them.'
+        )
+    return Wire(
+        where,
+        _parse_taps(student_cfg, student, named[id(student)], f'{where}.student_module', 'student'),
+        _parse_taps(teacher_cfg, first, named[id(first)], f'{where}.teacher_module', 'teacher'),
+        isinstance(student_cfg, (list, tuple)) or isinstance(teacher_cfg, (list, tuple)),
+        head,
+        names,
+        build_schedule(entry.get('schedule'), where),
+    )
+
+
+def _parse_taps(
+    cfg: Any, model: nn.Module, named: Mapping[str, Tap], where: str, who: str
+) -> list[Tap]:
+    many = isinstance(cfg, (list, tuple))
+    taps = [parse_tap(one, named, where) for one in (cfg if many else [cfg])]
+    if not taps:
+        raise ConfigError(f'{where}: the list is empty.')
+    for tap in taps:
+        resolve(model, tap, f'{where}: the {who}', list(named))
+    return taps
+
+
+def _teachers_of(given: Any, teachers: Mapping[str, Teacher], where: str) -> tuple[str, ...]:
+    if given is None:
+        if len(teachers) > 1:
+            raise ConfigError(
+                f"{where}: there are several teachers ({', '.join(teachers)}), so 'teacher' must "
+                'say which.'
+            )
+        return tuple(teachers)
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in teachers:
+            hint = did_you_mean(str(name), teachers)
+            raise ConfigError(f'{where}.teacher: there is no teacher {name!r}. {hint}')
+    return tuple(names)
+
+
+def find_places(
+    wires: Sequence[Wire],
+    student: nn.Module,
+    teachers: Mapping[str, Teacher],
+    forward: Callable[[nn.Module, Any, frozenset[str]], Any],
+) -> None:
+    """Traces each network once and notes the place of every tap.
+
+    Args:
+        wires: The entries.
+        student: The student.
+        teachers: The teachers, by name.
+        forward: Runs the part of a network that holds places in the given parts, on images.
+
+    Raises:
+        TapError: If a place never runs.
+    """
+    sides: list[tuple[str, nn.Module, list[Wire]]] = [('student', student, list(wires))]
+    for name, teacher in teachers.items():
+        sides.append(('teacher', teacher.model, [w for w in wires if name in w.teachers]))
+    for side, model, mine in sides:
+        taps = {
+            (number, i): tap
+            for number, wire in enumerate(mine)
+            for i, tap in enumerate(getattr(wire, side))
+        }
+        parts = parts_of(taps)
+        places = trace(model, taps, partial(_run, forward, parts))
+        for (number, i), place in places.items():
+            # Of several teachers the first is the one that connectors are made for.
+            mine[number].found.setdefault((side, i), place)
+
+
+def _run(forward: Any, parts: frozenset[str], model: nn.Module, images: Any) -> None:
+    forward(model, images, parts)
+
+
+def taps_of(distillers: Sequence[Distiller], side: str) -> dict[Any, Tap]:
+    """Returns the taps of several distillers on one side."""
+    return {key: tap for d in distillers for key, tap in d.taps(side).items()}
+
+
+def parts_of(taps: Mapping[Any, Tap]) -> frozenset[str]:
+    """Returns the parts of the network that taps are in: the roots of their paths."""
+    return frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
+
+
+def _default_name(head: DistillationHead, taps: Sequence[Tap]) -> str:
+    method = type(head).__name__.removesuffix('DistillationHead') or type(head.loss).__name__
+    method = method.removesuffix('Loss').lower()
+    if len(taps) > 1:
+        return method
+    label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
+    return f'{method}_{label}'
+
+
+def _joined(places: Sequence[Place]) -> Place:
+    return replace(
+        places[0],
+        shapes=tuple(shape for p in places for shape in p.shapes),
+        strides=tuple(stride for p in places for stride in p.strides),
+    )
+
+
+def _check_pairing(student: Place, teacher: Place, where: str, head: DistillationHead) -> None:
+    if len(student.shapes) != len(teacher.shapes):
+        raise ShapeError(
+            f'{where}: the student gives {len(student.shapes)} tensors at '
+            f'{student.tap.label!r} and the teacher {len(teacher.shapes)} at '
+            f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
+        )
+    for s, t in zip(student.strides, teacher.strides, strict=True):
+        if s is None or t is None or s == t:
+            continue
+        ratio = max(max(a / b, b / a) for a, b in zip(s, t, strict=True))
+        if ratio > 2.001 or head.loss.align in (None, 'strict'):
+            raise ShapeError(
+                f"{where}: the student's {student.tap.label!r} has stride {s[0]:g} and the "
+                f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
+                f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
+            )
+
+
+def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:
+    """Returns the names that match any of the patterns, in their own order.
+
+    Args:
+        names: Names of parameters.
+        patterns: Globs, or the path of a module that stands for all in it.
+        where: The place in the config, for messages.
+
+    Raises:
+        ConfigError: If a pattern matches nothing.
+
+    Example:
+        >>> matching(['backbone.conv.weight', 'neck.weight'], ['backbone'], 'train')
+        ['backbone.conv.weight']
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = [n for n in names if fnmatchcase(n, pattern) or n.startswith(f'{pattern}.')]
+        if not hits:
+            roots = {n.split('.')[0] for n in names}
+            raise ConfigError(
+                f'{where}: {pattern!r} matches nothing. {did_you_mean(pattern, roots)}'
+            )
+        found.update(hits)
+    return [n for n in names if n in found]
