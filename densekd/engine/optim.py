@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
 
 from densekd.errors import ConfigError
 from densekd.registry import check_arguments
@@ -35,7 +35,7 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     parameters = [p for p in model.distillers.parameters() if p.requires_grad]
     if not parameters:
         return wrapper
-    if not isinstance(wrapper, OptimWrapper):
+    if isinstance(wrapper, OptimWrapperDict):
         raise ConfigError(
             "optim_wrapper: the student has several optimisers, and the distillers' parameters "
             'belong to none of them. Use distillers without parameters, or one optimiser.'
