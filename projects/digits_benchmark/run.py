@@ -1,0 +1,220 @@
+"""Trains the arms of the digits benchmark over seeds, and writes the table.
+
+    python projects/digits_benchmark/run.py --seeds 0 1 2 3 4 --jobs 2
+
+Each run is a process of one thread. What is finished is not run again, and what was interrupted
+goes on. The arms and what they mean are in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: an arm and a seed."""
+
+    arm: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f'{self.arm}_s{self.seed}'
+
+
+def jobs(arms: Sequence[str], seeds: Sequence[int], teacher_seed: int | None) -> list[Job]:
+    """Returns the trainings in the order in which they are best begun: teachers, then by seed.
+
+    Args:
+        arms: Which arms.
+        seeds: Which seeds.
+        teacher_seed: The seed of the one teacher for all students; None for a teacher per seed.
+
+    Example:
+        >>> [str(job) for job in jobs(('teacher', 'plain'), (0, 1), teacher_seed=None)]
+        ['teacher_s0', 'plain_s0', 'teacher_s1', 'plain_s1']
+        >>> [str(job) for job in jobs(('teacher', 'plain'), (0, 1), teacher_seed=7)]
+        ['teacher_s7', 'plain_s0', 'plain_s1']
+    """
+    first = [] if teacher_seed is None else [Job('teacher', teacher_seed)]
+    rest = [Job(a, s) for s in seeds for a in arms if teacher_seed is None or a != 'teacher']
+    return [job for job in [*first, *rest] if job.arm in arms]
+
+
+def teacher_of(job: Job, teacher_seed: int | None) -> Job | None:
+    """Returns the training that a job waits for.
+
+    Example:
+        >>> str(teacher_of(Job('pkd', 3), None)), teacher_of(Job('plain', 3), None)
+        ('teacher_s3', None)
+    """
+    if job.arm != 'pkd':
+        return None
+    return Job('teacher', job.seed if teacher_seed is None else teacher_seed)
+
+
+def train(job: Job, args: argparse.Namespace) -> None:
+    """Trains and scores one job in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    from densekd.cli.demo_progress import Reporter
+    from densekd.cli.demo_steps import data_options, find_recipe, taught_by, train_and_score
+
+    recipe = find_recipe('retinanet', 'pkd')
+    options: dict[str, Any] = {**data_options(args.data), **json.loads(args.options)}
+    config = recipe.plain
+    if job.arm == 'teacher':
+        config = recipe.teacher
+    elif job.arm == 'equal-time':
+        options.update(longer(recipe.plain, args.equal_epochs))
+    elif job.arm == 'untrained-teacher':
+        config = recipe.distilled
+        options.update(taught_by(untrained(recipe.teacher, args.work_dir, job.seed), job.seed))
+    elif job.arm == 'pkd':
+        config = recipe.distilled
+        teacher = teacher_of(job, args.teacher_seed)
+        folder = args.work_dir / str(teacher)
+        name = json.loads((folder / 'result.json').read_text())['checkpoint']
+        options.update(taught_by(folder / name, job.seed))
+    train_and_score(str(job), config, args.work_dir, job.seed, Reporter(sys.stdout), options)
+
+
+def longer(config: Path, epochs: int) -> dict[str, Any]:
+    """Returns the overrides that stretch a config's schedule to more epochs."""
+    from densekd.engine import load_config
+
+    schedule = load_config(config).param_scheduler
+    return {
+        'train_cfg.max_epochs': epochs,
+        'param_scheduler': [{**dict(entry), 'total_steps': epochs} for entry in schedule],
+    }
+
+
+def untrained(config: Path, work_dir: Path, seed: int) -> Path:
+    """Returns a checkpoint of the teacher as it is before its first step, initialised by mmdet."""
+    import torch
+
+    from densekd.engine import load_config
+    from densekd.wrappers.build import build_network
+
+    path = work_dir / f'untrained_s{seed}.pth'
+    if not path.is_file():
+        torch.manual_seed(seed)
+        model = build_network(load_config(config).model.to_dict(), 'mmdet', 'untrained teacher')
+        model.init_weights()
+        torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return path
+
+
+def run_all(todo: list[Job], args: argparse.Namespace) -> list[Job]:
+    """Runs jobs in processes, a few at a time, and returns those that failed."""
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    waiting, failed = list(todo), []
+    try:
+        while waiting or running:
+            for job in [j for j, p in running.items() if p.poll() is not None]:
+                if running.pop(job).returncode:
+                    failed.append(job)
+                    print(f'{job}: failed, see {args.work_dir / str(job)}.log', flush=True)
+            busy = {*running, *waiting}
+            ready = [j for j in waiting if teacher_of(j, args.teacher_seed) not in busy]
+            for job in ready[: args.jobs - len(running)]:
+                waiting.remove(job)
+                if teacher_of(job, args.teacher_seed) in failed:
+                    failed.append(job)
+                    continue
+                print(f'{time.strftime("%H:%M:%S")} {job}', flush=True)
+                running[job] = start(job, args)
+            time.sleep(1)
+    finally:
+        for process in running.values():
+            process.terminate()
+    return failed
+
+
+def start(job: Job, args: argparse.Namespace) -> subprocess.Popen[bytes]:
+    """Starts a job in a process of one thread."""
+    command = [sys.executable, str(HERE / 'run.py'), '--one', job.arm, str(job.seed)]
+    command += ['--work-dir', str(args.work_dir), '--data', str(args.data)]
+    command += ['--equal-epochs', str(args.equal_epochs), '--options', args.options]
+    if args.teacher_seed is not None:
+        command += ['--teacher-seed', str(args.teacher_seed)]
+    threads = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
+    with open(args.work_dir / f'{job}.log', 'ab') as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
+
+
+def finished(todo: Sequence[Job], work_dir: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yields the jobs that are trained and scored, with their results."""
+    for job in todo:
+        path = work_dir / str(job) / 'result.json'
+        if path.is_file():
+            yield job, json.loads(path.read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is missing, and writes what there is."""
+    parser = argparse.ArgumentParser(description='The digits benchmark.')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
+    parser.add_argument('--jobs', type=int, default=2, help='processes at a time')
+    parser.add_argument(
+        '--teacher-seed', type=int, help='one teacher of this seed for all; else one per seed'
+    )
+    parser.add_argument('--equal-epochs', type=int, default=12, help='epochs of the equal-time arm')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits_benchmark'))
+    parser.add_argument('--data', type=Path, default=Path('data/digits'))
+    parser.add_argument('--results', type=Path, default=HERE / 'results')
+    parser.add_argument('--options', default='{}', help='overrides of every config, as JSON')
+    parser.add_argument('--one', nargs=2, metavar=('ARM', 'SEED'), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.one:
+        train(Job(args.one[0], int(args.one[1])), args)
+        return 0
+
+    from densekd.datasets import make_digits
+
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    make_digits(args.data)
+    todo = jobs(args.arms, args.seeds, args.teacher_seed)
+    done = {job for job, _ in finished(todo, args.work_dir)}
+    failed = run_all([job for job in todo if job not in done], args)
+    write(todo, args)
+    return 1 if failed else 0
+
+
+def write(todo: Sequence[Job], args: argparse.Namespace) -> None:
+    """Writes the results of what is finished: figures, table, plot and logs."""
+    import table
+
+    runs = [
+        {
+            'arm': job.arm,
+            'seed': job.seed,
+            'mAP': result['metrics'].get('coco/bbox_mAP', 0.0),
+            'AP50': result['metrics'].get('coco/bbox_mAP_50', 0.0),
+            'cpu_seconds': round(result['cpu_seconds'], 1),
+        }
+        for job, result in finished(todo, args.work_dir)
+    ]
+    settings = {'teacher_seed': args.teacher_seed, 'equal_epochs': args.equal_epochs}
+    table.write_results(runs, settings, args.results)
+    for job, _ in finished(todo, args.work_dir):
+        table.write_log(args.work_dir / str(job), args.results / 'logs' / f'{job}.jsonl')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

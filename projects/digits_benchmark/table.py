@@ -1,0 +1,132 @@
+"""From the benchmark's runs to its figures, table, plot and logs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densekd.cli.demo_score import gap_recovered, percent
+
+ORDER = ('teacher', 'plain', 'equal-time', 'untrained-teacher', 'pkd')
+
+
+def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns a row an arm: mean, spread, values by seed, wins, and the share of the gap recovered.
+
+    The share is that of the means: a mean of shares would be ruled by the seed whose gap is the
+    smallest. An arm wins at a seed where it is above the plain student of that seed.
+
+    Example:
+        >>> runs = [
+        ...     dict(arm=arm, seed=seed, mAP=value, AP50=value, cpu_seconds=1.0)
+        ...     for arm, values in {
+        ...         'teacher': (0.5, 0.5),
+        ...         'plain': (0.2, 0.3),
+        ...         'pkd': (0.4, 0.4),
+        ...     }.items()
+        ...     for seed, value in enumerate(values)
+        ... ]
+        >>> row = summarise(runs)[-1]
+        >>> row['arm'], row['mean'], round(row['gap_recovered'], 2), row['wins']
+        ('pkd', 0.4, 0.6, 2)
+    """
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for run in runs:
+        by_arm.setdefault(run['arm'], {})[run['seed']] = run
+    means = {
+        arm: statistics.fmean(run['mAP'] for run in of_arm.values())
+        for arm, of_arm in by_arm.items()
+    }
+    rows = []
+    for arm in sorted(by_arm, key=ORDER.index):
+        of_arm = by_arm[arm]
+        values = {seed: of_arm[seed]['mAP'] for seed in sorted(of_arm)}
+        plain = {seed: run['mAP'] for seed, run in by_arm.get('plain', {}).items()}
+        share = math.nan
+        if {'teacher', 'plain'} <= means.keys() and arm not in ('teacher', 'plain'):
+            share = gap_recovered(means['teacher'], means['plain'], means[arm])
+        rows.append(
+            {
+                'arm': arm,
+                'mean': means[arm],
+                'sd': statistics.stdev(values.values()) if len(values) > 1 else None,
+                'AP50': statistics.fmean(run['AP50'] for run in of_arm.values()),
+                'values': values,
+                'wins': sum(values[s] > plain[s] for s in values if s in plain),
+                'gap_recovered': None if math.isnan(share) else share,
+                'cpu_seconds': statistics.fmean(run['cpu_seconds'] for run in of_arm.values()),
+            }
+        )
+    return rows
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table as Markdown."""
+    seeds = sorted({seed for row in rows for seed in row['values']})
+    head = ['arm', 'mAP', 'sd', *(f'seed {s}' for s in seeds), 'AP50', 'gap recovered']
+    head += ['above plain', 'CPU s a run']
+    lines = [' | '.join(['', *head, '']).strip(), '|' + '---|' * len(head)]
+    for row in rows:
+        share = row['gap_recovered']
+        values = [f'{row["values"][s]:.3f}' if s in row['values'] else '' for s in seeds]
+        compared = row['arm'] not in ('teacher', 'plain')
+        cells = [
+            row['arm'],
+            f'{row["mean"]:.3f}',
+            '' if row['sd'] is None else f'{row["sd"]:.3f}',
+            *values,
+            f'{row["AP50"]:.3f}',
+            '' if share is None else percent(share),
+            f'{row["wins"]} of {len(row["values"])}' if compared else '',
+            f'{row["cpu_seconds"]:.0f}',
+        ]
+        lines.append(' | '.join(['', *cells, '']).strip())
+    return '\n'.join(lines) + '\n'
+
+
+def write_results(
+    runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], folder: Path
+) -> None:
+    """Writes detection.json, detection.md and detection.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = summarise(runs)
+    content = {'split': 'test', **settings, 'arms': rows, 'runs': list(runs)}
+    (folder / 'detection.json').write_text(json.dumps(content, indent=1) + '\n')
+    (folder / 'detection.md').write_text(markdown(rows))
+    draw(rows, folder / 'detection.png')
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws each run as a point and each arm's mean as a line."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout='constrained')
+    for i, row in enumerate(rows):
+        values = list(row['values'].values())
+        axis.scatter([i] * len(values), values, s=18, alpha=0.7)
+        axis.hlines(row['mean'], i - 0.25, i + 0.25, color='black', lw=1.5)
+    axis.set_xticks(range(len(rows)), [row['arm'] for row in rows])
+    axis.set_ylabel('mAP on the test split')
+    axis.set_title('Each point is a seed, each bar a mean')
+    axis.grid(axis='y', alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_log(run: Path, path: Path) -> None:
+    """Writes the training log of a run without what a machine's speed decides."""
+    from densekd.cli.demo_picture import read_scalars
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'w') as file:
+        for entry in read_scalars(run):
+            kept = {k: v for k, v in entry.items() if 'time' not in k and k != 'iter'}
+            rounded = {k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in kept.items()}
+            file.write(json.dumps(rounded) + '\n')

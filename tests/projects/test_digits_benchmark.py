@@ -1,0 +1,143 @@
+"""The benchmark's statistics, and the order of its jobs."""
+
+from __future__ import annotations
+
+import doctest
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmdet')
+
+import projects.digits_benchmark.run as bench
+import projects.digits_benchmark.table as table
+
+VALUES = {
+    'teacher': (0.60, 0.50, 0.55),
+    'plain': (0.30, 0.20, 0.40),
+    'pkd': (0.50, 0.40, 0.39),
+    'untrained-teacher': (0.30, 0.21, 0.10),
+}
+
+
+def runs(values):
+    return [
+        dict(arm=arm, seed=seed, mAP=value, AP50=value, cpu_seconds=10.0 * (seed + 1))
+        for arm, of_arm in values.items()
+        for seed, value in enumerate(of_arm)
+    ]
+
+
+def test_rows_are_means_and_sample_deviations():
+    rows = {row['arm']: row for row in table.summarise(runs(VALUES))}
+    assert rows['teacher']['mean'] == pytest.approx(0.55)
+    # (0.05^2 + 0.05^2 + 0) / (3 - 1)
+    assert rows['teacher']['sd'] == pytest.approx(0.05)
+    assert rows['plain']['cpu_seconds'] == pytest.approx(20.0)
+    assert rows['plain']['values'] == {0: 0.30, 1: 0.20, 2: 0.40}
+
+
+def test_the_gap_is_that_of_the_means():
+    rows = {row['arm']: row for row in table.summarise(runs(VALUES))}
+    assert rows['pkd']['gap_recovered'] == pytest.approx((0.43 - 0.30) / (0.55 - 0.30))
+    assert rows['untrained-teacher']['gap_recovered'] < 0
+    assert rows['teacher']['gap_recovered'] is None and rows['plain']['gap_recovered'] is None
+
+
+def test_a_win_is_counted_against_the_same_seed_and_a_tie_is_none():
+    rows = {row['arm']: row for row in table.summarise(runs(VALUES))}
+    assert rows['pkd']['wins'] == 2
+    assert rows['untrained-teacher']['wins'] == 1
+
+
+def test_one_teacher_for_all_seeds():
+    few = [r for r in runs(VALUES) if r['arm'] != 'teacher' or r['seed'] == 0]
+    rows = {row['arm']: row for row in table.summarise(few)}
+    assert rows['teacher']['sd'] is None
+    assert rows['pkd']['gap_recovered'] == pytest.approx(0.13 / 0.30)
+
+
+def test_no_gap_is_no_number():
+    rows = table.summarise(runs({'teacher': (0.3,), 'plain': (0.3,), 'pkd': (0.4,)}))
+    assert rows[-1]['gap_recovered'] is None
+    assert 'nan' not in table.markdown(rows)
+
+
+def test_the_table_has_a_row_an_arm_and_a_cell_a_column(tmp_path):
+    table.write_results(runs(VALUES), {'equal_epochs': 12}, tmp_path)
+    lines = (tmp_path / 'detection.md').read_text().splitlines()
+    assert len(lines) == 2 + len(VALUES)
+    assert len({line.count('|') for line in lines}) == 1
+    assert '| pkd | 0.430 |' in lines[-1] and '| 52% | 2 of 3 |' in lines[-1]
+    content = json.loads((tmp_path / 'detection.json').read_text())
+    assert content['equal_epochs'] == 12 and len(content['runs']) == 12
+    assert (tmp_path / 'detection.png').stat().st_size > 0
+
+
+def test_a_student_waits_for_the_teacher_of_its_seed():
+    todo = bench.jobs(bench.ARMS, (0, 1), None)
+    assert len(todo) == 10
+    assert bench.teacher_of(bench.Job('pkd', 1), None) == bench.Job('teacher', 1)
+    assert bench.teacher_of(bench.Job('pkd', 1), 7) == bench.Job('teacher', 7)
+    for arm in ('teacher', 'plain', 'equal-time', 'untrained-teacher'):
+        assert bench.teacher_of(bench.Job(arm, 1), None) is None
+
+
+def test_the_equal_time_arm_stretches_the_whole_schedule():
+    config = Path('configs/digits/retinanet_r18w8_8e_digits.py').resolve()
+    options = bench.longer(config, 12)
+    assert options['train_cfg.max_epochs'] == 12
+    assert [entry['total_steps'] for entry in options['param_scheduler']] == [12]
+    assert options['param_scheduler'][0]['eta_max'] == 2e-3
+
+
+def test_the_untrained_teacher_depends_on_the_seed(tmp_path):
+    import torch
+
+    config = Path('configs/digits/retinanet_r18w8_8e_digits.py').resolve()
+    weights = [
+        torch.load(bench.untrained(config, folder, seed))['state_dict']['backbone.conv1.weight']
+        for folder, seed in ((tmp_path, 0), (tmp_path, 1), (tmp_path / 'again', 0))
+        if folder.mkdir(exist_ok=True) is None
+    ]
+    assert torch.equal(weights[0], weights[2]) and not torch.equal(weights[0], weights[1])
+
+
+def test_a_failed_teacher_fails_its_students_alone(tmp_path, monkeypatch):
+    class Process:
+        def __init__(self, failed: bool) -> None:
+            self.returncode = int(failed)
+
+        def poll(self) -> int:
+            return self.returncode
+
+        def terminate(self) -> None: ...
+
+    started = []
+
+    def start(job, args):
+        started.append(job)
+        return Process(job == bench.Job('teacher', 0))
+
+    monkeypatch.setattr(bench, 'start', start)
+    monkeypatch.setattr(bench.time, 'sleep', lambda seconds: None)
+    args = type('Args', (), dict(teacher_seed=None, jobs=2, work_dir=tmp_path))
+    failed = bench.run_all(bench.jobs(('teacher', 'plain', 'pkd'), (0, 1), None), args)
+    assert set(failed) == {bench.Job('teacher', 0), bench.Job('pkd', 0)}
+    assert {bench.Job('pkd', 1), bench.Job('plain', 0), bench.Job('plain', 1)} <= set(started)
+
+
+@pytest.mark.parametrize('module', [bench, table])
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed
+
+
+def test_logs_hold_no_times(tmp_path):
+    (tmp_path / 'x' / 'vis_data').mkdir(parents=True)
+    entry = {'loss': 1 / 3, 'step': 50, 'epoch': 1, 'time': 0.5, 'data_time': 0.1, 'iter': 50}
+    (tmp_path / 'x' / 'vis_data' / 'scalars.json').write_text(json.dumps(entry))
+    table.write_log(tmp_path, tmp_path / 'logs' / 'a.jsonl')
+    written = json.loads((tmp_path / 'logs' / 'a.jsonl').read_text())
+    assert written == {'loss': 0.33333, 'step': 50, 'epoch': 1}
