@@ -41,7 +41,13 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
             'belong to none of them. Use distillers without parameters, or one optimiser.'
         )
     optimizer = config['optimizer']
-    wrapper.optimizer.add_param_group({'params': parameters, **_group(optimizer, **own)})
+    group = {'params': parameters, **_group(optimizer, **own)}
+    if 'param_names' in wrapper.optimizer.param_groups[0]:
+        # Constructors may note names, and torch wants them of all groups or of none.
+        group['param_names'] = [
+            f'distillers.{n}' for n, p in model.distillers.named_parameters() if p.requires_grad
+        ]
+    wrapper.optimizer.add_param_group(group)
     return clipping_apart(wrapper)
 
 

@@ -344,7 +344,7 @@ def test_each_of_two_teachers_is_read_by_its_own_distillers() -> None:
     }
     assert runs == ['a'], 'only the teacher that is tapped in its neck runs so far'
     connector = model.distillers['backbone_fitnet_c3'].head.stu_connector
-    assert [p.shape[0] for p in connector.parameters()][0] == 12, "channels are the second one's"
+    assert next(p.shape[0] for p in connector.parameters()) == 12  # the second one's channels
     model.double()
     for teacher in model.teachers.values():
         assert next(teacher.model.parameters()).dtype == torch.float64

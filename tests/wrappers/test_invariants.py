@@ -1,9 +1,10 @@
-"""What must hold whatever is distilled: plain training at weight 0, and a teacher without a trace."""
+"""What always holds: plain training at weight 0, and a teacher that leaves no trace."""
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ class Calls:
         for name, module in network.named_modules():
             module.register_forward_hook(self._hook(name))
 
-    def _hook(self, name: str):  # noqa: ANN202
+    def _hook(self, name: str) -> Callable[..., None]:
         def hook(*unused: object) -> None:
             self.counts[name] += 1
 
