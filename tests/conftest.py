@@ -19,6 +19,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption('--run-all', action='store_true', help='run the tests marked slow as well')
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption('--run-all'):
+        from tests.helpers.resumable import register
+
+        register(config)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skip_slow = pytest.mark.skip(reason='slow: runs with --run-all')
     skip_gpu = pytest.mark.skip(reason='gpu: there is no CUDA device')
