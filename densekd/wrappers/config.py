@@ -39,6 +39,8 @@ def load_config(source: Any) -> Any:
         return source
     if isinstance(source, Mapping):
         return Config(dict(source))
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(f'a config is a path, package::path, a dict or a Config, not {source!r}.')
     path = _config_path(os.fspath(source))
     try:
         return Config.fromfile(str(path), import_custom_modules=True)
@@ -80,7 +82,9 @@ def _config_path(source: str) -> Path:
     path = root / (inside if inside.endswith('.py') else f'{inside}.py')
     if path.is_file():
         return path
-    near = path.parent if path.parent.is_dir() else root
+    while not path.parent.is_dir():
+        path = path.parent  # the first part that is wrong is the one to correct
+    near = path.parent
     names = [p.name for p in near.iterdir() if not p.name.startswith('_')]
     raise ConfigError(f'{source}: {package} ships no such config. {did_you_mean(path.name, names)}')
 
