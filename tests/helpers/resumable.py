@@ -43,7 +43,7 @@ class Resumable:
             for line in self.path.read_text().splitlines():
                 entry = json.loads(line)
                 self.outcomes[entry['test']] = entry['outcome']
-        self.collected = 0
+        self.failed_now: set[str] = set()
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
@@ -58,8 +58,10 @@ class Resumable:
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Keeps each outcome as it comes."""
         decisive = report.when == 'call' or report.outcome != 'passed'
-        if not decisive or self.outcomes.get(report.nodeid) == 'failed':
+        if not decisive or report.nodeid in self.failed_now:
             return
+        if report.outcome == 'failed':
+            self.failed_now.add(report.nodeid)
         self.outcomes[report.nodeid] = report.outcome
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, 'a') as file:

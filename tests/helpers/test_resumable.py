@@ -28,6 +28,9 @@ def test_what_has_passed_is_left_out_and_what_failed_runs_again(tmp_path: Path) 
     Resumable(tmp_path).pytest_collection_modifyitems(cfg, items)  # type: ignore[arg-type]
     assert [i.nodeid for i in items] == ['b', 'd']
     assert [i.nodeid for i in cfg.gone] == ['a', 'c']
+    again = Resumable(tmp_path)
+    again.pytest_runtest_logreport(SimpleNamespace(nodeid='b', when='call', outcome='passed'))
+    assert Resumable(tmp_path).outcomes['b'] == 'passed'
 
 
 def test_a_setup_that_passes_is_no_outcome_and_a_teardown_that_fails_is(tmp_path: Path) -> None:
