@@ -105,6 +105,8 @@ RIGHT = [
     ('wrappers/a.py', 'from mmengine.model import BaseModel\ndef f():\n    import mmdet'),
     ('registry.py', 'def __getattr__(name):\n    from densekd.engine import registry'),
     ('cli/a.py', 'from densekd import engine, datasets, classification'),
+    ('__main__.py', 'from densekd.cli.main import main'),
+    ('__init__.py', '__version__ = 1'),
 ]
 
 

@@ -102,7 +102,8 @@ def check(root: Path) -> list[str]:
     sentences = []
     for path in sorted(root.rglob('*.py')):
         parts = path.relative_to(root).with_suffix('').parts
-        layer = 'densekd' if parts == ('__init__',) else parts[0]
+        # 'python -m densekd' is the command line, under another name.
+        layer = {'__init__': 'densekd', '__main__': 'cli'}.get(parts[0], parts[0])
         where = path.relative_to(root.parent)
         if layer not in BEFORE and layer != 'densekd':
             sentences.append(f'{where}: {layer} is no layer. It has: {", ".join(BEFORE)}.')
