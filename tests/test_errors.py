@@ -211,10 +211,9 @@ MISTAKES: dict[str, tuple[type[DenseKDError], Callable[[], Any], str]] = {
     ),
     'written to': (
         TapError,
-        lambda: _read(
-            Tap('0', copy=False), nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))
-        ),
-        "tap '0': an in-place operation wrote to the tensor after it was read. Leave out copy=False.",
+        lambda: _read(Tap('0', copy=False), nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True))),
+        "tap '0': an in-place operation wrote to the tensor after it was read. Leave out "
+        'copy=False.',
     ),
     'frozen': (
         TapError,

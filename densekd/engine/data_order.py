@@ -63,20 +63,31 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Hooks that change the pipeline in mid-training mean the dataset inside.
+        if name == 'dataset':
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
 
 class SeededSampler(Sampler):
-    """A sampler's order, each index with a seed of its own; the first `skip` are left out once."""
+    """A sampler's order, each index with a seed of its own."""
 
     def __init__(self, sampler: Any, seed: int) -> None:
         self.sampler = sampler
         self.seed = seed
-        self.skip = 0
+        self._left_out = 0
+
+    def leave_out(self, count: int) -> None:
+        """Makes the next pass, and only that, begin `count` indices in."""
+        self._left_out = count
 
     def __iter__(self) -> Iterator[SeededIndex]:
         epoch = getattr(self.sampler, 'epoch', 0)
-        skip, self.skip = self.skip, 0
+        left_out, self._left_out = self._left_out, 0
         numbered = enumerate(self.sampler)
-        for position, index in islice(numbered, skip, None):
+        for position, index in islice(numbered, left_out, None):
             # Processes that share an epoch have equal positions, and must not augment alike.
             rank = getattr(self.sampler, 'rank', 0)
             yield SeededIndex(index, mixed(self.seed, epoch, position, rank))
@@ -92,19 +103,25 @@ class SeededSampler(Sampler):
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') or name == 'sampler':
             raise AttributeError(name)
-        return getattr(self.sampler, name)
+        found = getattr(self.sampler, name)
+        # A loop without epochs resumes endless samplers so. Theirs would count positions anew.
+        return self.leave_out if name == 'skip' else found
 
 
 class SkippingBatches(Sampler):
-    """A batch sampler that leaves out its first `skip` batches once."""
+    """A batch sampler that can leave out its first batches once."""
 
     def __init__(self, batches: Any) -> None:
         self.batches = batches
-        self.skip = 0
+        self._left_out = 0
+
+    def leave_out(self, count: int) -> None:
+        """Makes the next pass, and only that, begin `count` batches in."""
+        self._left_out = count
 
     def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
-        yield from islice(iter(self.batches), skip, None)
+        left_out, self._left_out = self._left_out, 0
+        yield from islice(iter(self.batches), left_out, None)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -148,6 +165,6 @@ def skip_batches(loader: DataLoader, count: int) -> None:
     """Makes the next pass over a seeded loader begin `count` batches in."""
     if loader.batch_size is not None:
         if isinstance(loader.sampler, SeededSampler):
-            loader.sampler.skip = count * loader.batch_size
+            loader.sampler.leave_out(count * loader.batch_size)
     elif isinstance(loader.batch_sampler, SkippingBatches):
-        loader.batch_sampler.skip = count
+        loader.batch_sampler.leave_out(count)

@@ -22,9 +22,7 @@ def test_both_is_what_both_have_in_order_of_depth() -> None:
 
 def test_frozen_places_are_left_out() -> None:
     names = taps('backbone.c2', 'backbone.c2.pre_relu', 'backbone.c3', 'backbone.c3.pre_relu')
-    anatomy = Anatomy(
-        names, names, 'two-stage', frozenset({'backbone.c2', 'backbone.c2.pre_relu'})
-    )
+    anatomy = Anatomy(names, names, 'two-stage', frozenset({'backbone.c2', 'backbone.c2.pre_relu'}))
     assert anatomy.both('backbone.c?.pre_relu') == ['backbone.c3.pre_relu']
     assert anatomy.both('backbone.c?') == ['backbone.c3']
 

@@ -46,8 +46,8 @@ def test_batches_share_nothing() -> None:
 
 
 def test_a_field_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no field 'lables'; it has: inputs, labels"):
-        _ = Batch({'labels': 1}).lables
+    with pytest.raises(AttributeError, match="no field 'labells'; it has: inputs, labels"):
+        _ = Batch({'labels': 1}).labells
 
 
 def test_a_field_that_nothing_supplies_is_never_none() -> None:

@@ -1,4 +1,4 @@
-"""The reader of checkpoints: nothing runs, nothing half-fitting loads, and messages say what to do."""
+"""The reader of checkpoints: nothing runs, nothing loads by halves, and messages say what to do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Code:
 def network(width: int = 3) -> nn.Sequential:
     torch.manual_seed(width)
     return nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(3, width, 1), norm=nn.BatchNorm2d(width), head=nn.Linear(width, 2))
+        OrderedDict(
+            conv=nn.Conv2d(3, width, 1), norm=nn.BatchNorm2d(width), head=nn.Linear(width, 2)
+        )
     )
 
 
@@ -208,7 +210,9 @@ def test_a_file_that_carries_code_is_refused_before_it_runs(tmp_path: Path, zipp
         (getattr, ('a', 'upper'), 'getattr'),
     ],
 )
-def test_the_code_is_named(tmp_path: Path, function: Any, args: tuple[str, ...], named: str) -> None:
+def test_the_code_is_named(
+    tmp_path: Path, function: Any, args: tuple[str, ...], named: str
+) -> None:
     marker = tmp_path / 'marker'
     code = Code(function, *(arg.format(marker=marker) for arg in args))
     message = refusal(saved(tmp_path / 'a.pth', {'state_dict': {}, 'x': code}))
@@ -250,7 +254,7 @@ def test_a_missing_file_names_a_near_one(tmp_path: Path) -> None:
     saved(tmp_path / 'retinanet_r101.pth', {})
     message = refusal(tmp_path / 'retinanet_r11.pth')
     assert message == (
-        f"{tmp_path / 'retinanet_r11.pth'}: there is no such checkpoint. Did you mean "
+        f'{tmp_path / "retinanet_r11.pth"}: there is no such checkpoint. Did you mean '
         "'retinanet_r101.pth'? It has: retinanet_r101.pth."
     )
 
@@ -283,7 +287,9 @@ def bytes_of(content: Any) -> bytes:
 
 def test_an_unreachable_url_is_a_sentence(no_cache: Path) -> None:
     message = refusal(URL)
-    assert message.startswith('retinanet_r101.pth: it could not be fetched (download.openmmlab.com: ')
+    assert message.startswith(
+        'retinanet_r101.pth: it could not be fetched (download.openmmlab.com: '
+    )
     assert 'mmassets.onedl.ai: ' in message and 'no route to' in message
     assert message.endswith(
         'Get the file another way and give its path, or put it into a folder named in '

@@ -30,7 +30,10 @@ class Gap(DistillLoss):
     def compute(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         self.calls.append((student, teacher))
         if isinstance(student, list):
-            return sum((s.mean() - t.mean() for s, t in zip(student, teacher)), torch.zeros(()))
+            return sum(
+                (s.mean() - t.mean() for s, t in zip(student, teacher, strict=True)),
+                torch.zeros(()),
+            )
         return (student.mean() - teacher.mean()) ** self.power
 
 
@@ -89,7 +92,12 @@ def test_a_bare_head_is_its_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    'loss', [dict(loss_weight=2.0), dict(type='Gap', loss_weight=2.0), dict(type='densekd.Gap', loss_weight=2.0)]
+    'loss',
+    [
+        dict(loss_weight=2.0),
+        dict(type='Gap', loss_weight=2.0),
+        dict(type='densekd.Gap', loss_weight=2.0),
+    ],
 )
 def test_a_key_of_the_config_wins_and_the_others_stay(loss: dict[str, Any]) -> None:
     given = dict(loss)
@@ -115,7 +123,9 @@ def test_a_loss_that_is_built_is_taken_as_it_is() -> None:
 
 
 def test_a_head_without_a_loss_lists_them() -> None:
-    with pytest.raises(ConfigError, match='DistillationHead: it needs a loss. It has: .*Gap, Joint'):
+    with pytest.raises(
+        ConfigError, match='DistillationHead: it needs a loss. It has: .*Gap, Joint'
+    ):
         DistillationHead()
 
 
@@ -171,7 +181,9 @@ def test_several_teachers_are_a_list_for_an_ensemble_loss() -> None:
 
 
 def test_unlike_numbers_of_tensors_are_refused() -> None:
-    with pytest.raises(ShapeError, match='Gap: the student tap gives 2 tensors and the teacher tap 1'):
+    with pytest.raises(
+        ShapeError, match='Gap: the student tap gives 2 tensors and the teacher tap 1'
+    ):
         Gap()([torch.ones(1, 2)] * 2, [torch.ones(1, 2)])
 
 

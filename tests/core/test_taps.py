@@ -128,7 +128,10 @@ def test_a_dict_of_tensors_is_a_list() -> None:
         def forward(self, x: Tensor) -> Any:
             return {'low': x, 'high': x + 1, 'name': 'text'}
 
-    assert [t.tolist() for t in read(Named(), X, Tap('', name='a'))] == [[[-1.0, 2.0]], [[0.0, 3.0]]]
+    assert [t.tolist() for t in read(Named(), X, Tap('', name='a'))] == [
+        [[-1.0, 2.0]],
+        [[0.0, 3.0]],
+    ]
 
 
 def test_tensors_flattens() -> None:

@@ -159,7 +159,11 @@ def test_no_gradient_is_recorded() -> None:
 
 def test_nothing_is_left_after_an_error() -> None:
     net = trained()
-    before, state, mode = generators(), {k: v.clone() for k, v in net.state_dict().items()}, modes(net)
+    before, state, mode = (
+        generators(),
+        {k: v.clone() for k, v in net.state_dict().items()},
+        modes(net),
+    )
     with pytest.raises(TapError, match='never ran'):
         trace(net, {**TAPS, 'd': Tap('drop')}, lambda m, x: m.conv(x))
     with pytest.raises(ZeroDivisionError), undisturbed(net):

@@ -82,15 +82,21 @@ except ValueError as error:
 """
     lines = run(code, env).splitlines()
     assert lines[:5] == ['RetinaNet', 'RetinaNet', 'EncoderDecoder', 'RetinaNet', 'EncoderDecoder']
-    assert lines[5].startswith('mmpretrain::resnet/resnet50_8xb32_in1k.py: the package mmpretrain is not')
+    assert lines[5].startswith(
+        'mmpretrain::resnet/resnet50_8xb32_in1k.py: the package mmpretrain is not'
+    )
     assert not marker.exists(), marker.read_text()
 
 
 def test_the_failing_pip_is_the_one_that_is_met(
-    pip_that_fails: tuple[dict[str, str], Path]
+    pip_that_fails: tuple[dict[str, str], Path],
 ) -> None:
     env, marker = pip_that_fails
-    code = 'import subprocess, sys; subprocess.call(["pip"]); subprocess.call([sys.executable, "-m", "pip"])'
+    code = (
+        'import subprocess, sys\n'
+        'subprocess.call(["pip"])\n'
+        'subprocess.call([sys.executable, "-m", "pip"])\n'
+    )
     run(code, env)
     assert len(marker.read_text().splitlines()) == 2
 

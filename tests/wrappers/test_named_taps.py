@@ -14,7 +14,7 @@ from densekd.wrappers.build import build_network
 
 pytest.importorskip('mmdet')
 
-from densekd.wrappers.named_taps import (  # noqa: E402
+from densekd.wrappers.named_taps import (
     backbone_taps,
     describe,
     detector_forward,
@@ -22,7 +22,7 @@ from densekd.wrappers.named_taps import (  # noqa: E402
     frozen_taps,
     stage_names,
 )
-from tests.helpers.detectors import faster_rcnn, retinanet  # noqa: E402
+from tests.helpers.detectors import faster_rcnn, retinanet
 
 
 def built(config: dict[str, Any]) -> nn.Module:
@@ -129,7 +129,9 @@ def test_fewer_stages_have_fewer_names() -> None:
     from mmdet.models.backbones import ResNet
 
     model = nn.Module()
-    model.backbone = ResNet(18, base_channels=4, num_stages=2, out_indices=(0, 1), strides=(1, 2), dilations=(1, 1))
+    model.backbone = ResNet(
+        18, base_channels=4, num_stages=2, out_indices=(0, 1), strides=(1, 2), dilations=(1, 1)
+    )
     assert list(backbone_taps(model)) == BACKBONE[:4]
     assert stage_names(model.backbone) == ['layer1', 'layer2']
 
@@ -223,9 +225,7 @@ def test_naming_leaves_the_network_as_it_was() -> None:
     ],
 )
 def test_no_more_runs_than_is_tapped(one_stage: nn.Module, parts: Any, ran: set[str]) -> None:
-    seen = {
-        name: Tap(name, name=name, copy=False) for name in ('backbone', 'neck', 'bbox_head')
-    }
+    seen = {name: Tap(name, name=name, copy=False) for name in ('backbone', 'neck', 'bbox_head')}
     with torch.no_grad(), Taps(one_stage, seen) as taps:
         wanted = None if parts is None else frozenset(parts)
         detector_forward(one_stage, torch.randn(1, 3, 64, 64), wanted)

@@ -22,7 +22,7 @@ resnet = pytest.importorskip('mmdet.models.backbones.resnet')
 
 
 def block(kind: str, inplace: bool) -> nn.Module:
-    """Returns a block in training, with norms that shift and shrink, so that sums have negatives."""
+    """Returns a block in training, its norms of any sign, so that sums have negatives."""
     torch.manual_seed(0)
     made = resnet.Bottleneck(16, 4) if kind == 'Bottleneck' else resnet.BasicBlock(16, 16)
     for module in made.modules():
@@ -240,7 +240,10 @@ def test_taps_made_before_sync_bn_was_reverted_fire() -> None:
 
     model = network(18, norm_cfg=dict(type='SyncBN', requires_grad=True))
     old = model.backbone.layer3[-1].bn2
-    taps = Taps(model, {'norm': Tap('backbone.layer3.1.bn2'), 'sum': backbone_taps(model)['backbone.c4.pre_relu']})
+    taps = Taps(
+        model,
+        {'norm': Tap('backbone.layer3.1.bn2'), 'sum': backbone_taps(model)['backbone.c4.pre_relu']},
+    )
     model = revert_sync_batchnorm(model)
     assert model.backbone.layer3[-1].bn2 is not old
     with taps:
@@ -294,7 +297,10 @@ def test_a_conv_modules_norm_is_copied_before_its_activation() -> None:
         out = module(x)
     assert (taps['a'] < 0).any()
     torch.testing.assert_close(taps['a'].clamp(min=0), out)
-    with pytest.raises(TapError, match='in-place'), Taps(module, {'a': Tap('bn', copy=False)}) as taps:
+    with (
+        pytest.raises(TapError, match='in-place'),
+        Taps(module, {'a': Tap('bn', copy=False)}) as taps,
+    ):
         module(x)
         taps['a']
 

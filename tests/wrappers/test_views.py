@@ -90,7 +90,9 @@ def test_a_view_and_back_is_the_batch() -> None:
     student, teacher = preprocessor(PYTORCH), preprocessor(CAFFE)
     batch = prepared(student)
     there = teacher_view(student, teacher, batch, SIZES)
-    torch.testing.assert_close(teacher_view(teacher, student, there, SIZES), batch, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        teacher_view(teacher, student, there, SIZES), batch, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize(('own', 'other'), [(32, 32), (32, 1), (32, 16), (64, 32), (1, 1)])
