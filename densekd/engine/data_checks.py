@@ -65,7 +65,9 @@ def check_data(cfg: Any) -> None:
             hint = did_you_mean(path.name, here) if here else f'There is no folder {path.parent}.'
             raise DataError(f'{key}: there is no annotation file {path}. {hint}')
         if str(dataset.get('type', '')).endswith('CocoDataset') and path.stat().st_size < 2**26:
-            check_coco(path, _classes(dataset), image_folder(dataset), key)
+            content = check_coco(path, _classes(dataset), image_folder(dataset), key)
+            if key == 'train_dataloader' and not content['annotations']:
+                raise DataError(f'{key}: {path} has no objects, so that there is nothing to learn.')
 
 
 def _classes(dataset: Mapping[str, Any]) -> list[str] | None:
@@ -73,8 +75,8 @@ def _classes(dataset: Mapping[str, Any]) -> list[str] | None:
     return [classes] if isinstance(classes, str) else (list(classes) if classes else None)
 
 
-def check_coco(path: Path, classes: list[str] | None, images: Path, where: str) -> None:
-    """Refuses a file that is no COCO instances file for these classes.
+def check_coco(path: Path, classes: list[str] | None, images: Path, where: str) -> dict[str, Any]:
+    """Reads a COCO instances file for these classes, and refuses what is none.
 
     Raises:
         DataError: Saying what is missing, and what it has.
@@ -112,10 +114,13 @@ def check_coco(path: Path, classes: list[str] | None, images: Path, where: str) 
             f'{where}: {path} has no category {missing[0]!r}, which the config lists among its '
             f'classes. {did_you_mean(missing[0], names)}'
         )
-    if content['images'] and not (images / content['images'][0]['file_name']).is_file():
+    if not content['images']:
+        raise DataError(f'{where}: {path} has no images.')
+    if not (images / content['images'][0]['file_name']).is_file():
         raise DataError(
             f'{where}: the image {content["images"][0]["file_name"]} of {path} is not in {images}.'
         )
+    return content
 
 
 @contextmanager

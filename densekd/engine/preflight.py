@@ -26,6 +26,7 @@ from densekd.core.checkpoint import fetched
 from densekd.core.ops import private_rng
 from densekd.engine.data_checks import check_data
 from densekd.engine.generated_data import with_generated_data
+from densekd.engine.parts_check import check_parts, register
 from densekd.engine.run import is_distillation, student_config
 from densekd.errors import CheckpointError, ConfigError, TapError
 from densekd.wrappers.build import build_network, without_pretrained
@@ -73,6 +74,7 @@ def check(cfg: Any, full_size: bool = True) -> Report:
     Raises:
         DenseKDError: The first thing that is wrong.
     """
+    check_parts(cfg)
     cfg, absent = _without_absent_weights(cfg)
     with (
         tempfile.TemporaryDirectory(prefix='densekd-check-') as folder,
@@ -130,6 +132,7 @@ def check_before_training(cfg: Any) -> Report | None:
     Raises:
         DenseKDError: The first thing that is wrong.
     """
+    check_parts(cfg)
     check_data(cfg)
     if not is_distillation(cfg):
         return None
@@ -179,18 +182,15 @@ def first_batch(cfg: Any) -> Any:
     loader.update(num_workers=0, persistent_workers=False)
     loader.pop('prefetch_factor', None)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmdet'):
-        _register_datasets(cfg.get('default_scope') or 'mmdet')
-        built = Runner.build_dataloader(loader, seed=0)
+        register(cfg.get('default_scope') or 'mmdet')
+        try:
+            built = Runner.build_dataloader(loader, seed=0)
+        except (TypeError, KeyError, AssertionError, AttributeError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ConfigError(f"train_dataloader: it can't be built: {reason[0]}") from error
     for data in built:
         return data
     raise ConfigError('train_dataloader: it gives no batch at all.')
-
-
-def _register_datasets(scope: str) -> None:
-    if scope == 'mmdet':
-        import mmdet.datasets  # noqa: F401  registers what it holds
-    elif scope == 'mmseg':
-        import mmseg.datasets  # noqa: F401
 
 
 def try_step(model: Any, data: Any) -> Report:

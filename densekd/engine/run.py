@@ -12,6 +12,7 @@ from typing import Any
 
 from densekd.engine.runner import DistillRunner, latest_checkpoint
 from densekd.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from densekd.registry import check_arguments
 from densekd.wrappers.build import model_config
 from densekd.wrappers.config import load_config, plain
 
@@ -95,6 +96,8 @@ def prepare(
     kind = str(model['type']).removeprefix('densekd.')
     if str(model['type']).startswith('densekd.') and kind not in SCOPES:
         raise ConfigError(f'model.type: densekd has no {kind!r}. {did_you_mean(kind, SCOPES)}')
+    if kind in SCOPES:
+        _check_keys(kind, model)
     if cfg.get('default_scope') is None:
         cfg.default_scope = SCOPES.get(kind, 'mmdet')
     if amp:
@@ -103,6 +106,16 @@ def prepare(
     if launcher != 'none':
         _prepare_launcher(cfg)
     return cfg
+
+
+def _check_keys(kind: str, model: Mapping[str, Any]) -> None:
+    from densekd.engine import models  # noqa: F401  registers the wrappers
+    from densekd.engine.registry import MODELS
+
+    wrapper = MODELS.get(kind)
+    if wrapper is None:
+        raise ConfigError(f'model.type: densekd has no {kind} yet.')
+    check_arguments(wrapper, {k: v for k, v in model.items() if k != 'type'}, 'model')
 
 
 def _use_amp(cfg: Any) -> None:
@@ -128,7 +141,17 @@ def _prepare_launcher(cfg: Any) -> None:
         # already is taken over.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group('gloo')
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+        # As mmengine sets it up without such a key, but for the devices.
+        wrapper = dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+        cfg.model_wrapper_cfg = {
+            **wrapper,
+            **(cfg.get('model_wrapper_cfg') or {}),
+            'device_ids': None,
+        }
 
 
 def train(cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = False) -> Path:
@@ -182,9 +205,10 @@ def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
     cfg = copy.deepcopy(cfg)
     cfg.resume = bool(resume)
     if resume:
-        latest = latest_checkpoint(cfg.work_dir)
-        if latest is None:
+        if latest_checkpoint(cfg.work_dir) is None:
             cfg.resume = False
+        else:
+            cfg.load_from = None  # what the run began from; mmengine would resume from that file
     if trust and is_distillation(cfg):
         cfg.model.trust_checkpoint = True
     runner = DistillRunner.from_cfg(cfg)

@@ -27,7 +27,7 @@ from densekd.engine.run import (
     train,
     write_json,
 )
-from densekd.errors import CheckpointError, ConfigError, did_you_mean
+from densekd.errors import CheckpointError, ConfigError, DenseKDError, did_you_mean
 from densekd.wrappers.build import build_network, without_pretrained
 from densekd.wrappers.config import plain
 from densekd.wrappers.wiring import matching
@@ -98,10 +98,13 @@ def train_stages(
     root = Path(cfg.work_dir)
     done = _read(root / STAGES_FILE) if resume else {}
     check_hand_over(cfg, stages)
-    configs = [
-        ready(stage_config(cfg, stage), resume, preflight and stage['name'] not in done, trust)
-        for stage in stages
-    ]
+    configs = []
+    for stage in stages:
+        one = stage_config(cfg, stage)
+        try:
+            configs.append(ready(one, resume, preflight and stage['name'] not in done, trust))
+        except DenseKDError as error:
+            raise type(error)(f'stage {stage["name"]!r}: {error}') from error
     mark(cfg)
     last: Path | None = None
     for stage, one in zip(stages, configs, strict=True):

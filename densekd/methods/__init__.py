@@ -102,7 +102,12 @@ a head around it. Write head=dict(type='DistillationHead', loss=dict(type='PKDLo
             f'{where}: {name!r} is a loss, and a distiller needs a head around it. Write '
             f"head=dict(type='DistillationHead', loss=dict(type={name!r}))."
         )
-    head = HEADS.build(cfg, where)
+    try:
+        head = HEADS.build(cfg, where)
+    except ConfigError as error:
+        if str(error).startswith(where):
+            raise
+        raise ConfigError(f'{where}: {error}') from None  # one of the head's own parts
     if not isinstance(head, DistillationHead):
         raise ConfigError(f'{where}: a head is a dict with a type, not {cfg!r}.')
     return head

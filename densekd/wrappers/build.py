@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,6 +75,14 @@ def build_network(config: Any, scope: str, who: str) -> nn.Module:
 
 
 def _reason(error: BaseException) -> str:
+    unknown = re.search(r'(\w+) is not in the (\w+)::model registry', str(error))
+    if unknown:
+        from mmengine.registry import MODELS
+
+        name, scope = unknown.groups()
+        child = MODELS.children.get(scope)
+        names = {*MODELS.module_dict, *(child.module_dict if child is not None else ())}
+        return f'there is no model {name!r}. {did_you_mean(name, names)}'
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 

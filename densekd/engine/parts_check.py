@@ -1,0 +1,115 @@
+"""Refuses a config's loops, optimiser, hooks, data sets and metrics that can't be built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from densekd.engine.data_checks import datasets
+from densekd.errors import ConfigError, did_you_mean
+from densekd.registry import check_arguments
+
+# What the runner itself does with these keys, before the rest goes to the class.
+RUNNERS_OWN = ('type', '_scope_', '_delete_')
+DEFAULT_HOOKS = {
+    'runtime_info': 'RuntimeInfoHook', 'timer': 'IterTimerHook', 'sampler_seed': 'DistSamplerSeedHook',
+    'logger': 'LoggerHook', 'param_scheduler': 'ParamSchedulerHook', 'checkpoint': 'CheckpointHook',
+}  # fmt: skip
+
+# A part: its place, its config, the registry, what the runner adds, what it takes away.
+Part = tuple[str, Mapping[str, Any], str, tuple[str, ...], tuple[str, ...]]
+
+
+def check_parts(cfg: Any) -> None:
+    """Refuses names that nothing is registered under, and arguments that a class does not take.
+
+    Args:
+        cfg: A prepared config.
+
+    Raises:
+        ConfigError: Naming the place, with the nearest names.
+    """
+    from mmengine.registry import DefaultScope
+
+    from densekd.engine import hooks  # noqa: F401  registers densekd's own
+
+    scope = cfg.get('default_scope') or 'mmdet'
+    register(scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        for where, part, kind, given, dropped in _parts(cfg):
+            _check(where, part, kind, given, dropped)
+
+
+def register(scope: str) -> None:
+    """Imports what a toolbox registers beside its models."""
+    if scope == 'mmdet':
+        import mmdet.datasets
+        import mmdet.engine
+        import mmdet.evaluation  # noqa: F401
+    elif scope == 'mmseg':
+        import mmseg.datasets
+        import mmseg.engine
+        import mmseg.evaluation  # noqa: F401
+
+
+def _parts(cfg: Any) -> Iterator[Part]:
+    for split in ('train', 'val', 'test'):
+        loop = cfg.get(f'{split}_cfg')
+        if isinstance(loop, Mapping) and 'type' in loop:
+            yield f'{split}_cfg', loop, 'LOOPS', ('runner', 'dataloader', 'evaluator'), ()
+        for i, metric in enumerate(_list(cfg.get(f'{split}_evaluator'))):
+            yield f'{split}_evaluator[{i}]', metric, 'METRICS', (), ()
+    for key, dataset in datasets(cfg):
+        yield f'{key}.dataset', dataset, 'DATASETS', (), ()
+        for i, step in enumerate(_list(dataset.get('pipeline'))):
+            yield f'{key}.dataset.pipeline[{i}]', step, 'TRANSFORMS', (), ()
+    wrapper = cfg.get('optim_wrapper')
+    if isinstance(wrapper, Mapping):
+        own = ('distillers', 'constructor', 'paramwise_cfg')
+        kind = {'type': 'OptimWrapper', **wrapper}
+        if 'constructor' not in wrapper:  # one of the user's may read keys of its own
+            yield 'optim_wrapper', kind, 'OPTIM_WRAPPERS', ('optimizer',), own
+        for i, optimizer in enumerate(_list(wrapper.get('optimizer'))):
+            where = f'optim_wrapper.optimizer{f"[{i}]" if i else ""}'
+            yield where, optimizer, 'OPTIMIZERS', ('params',), ()
+    for i, scheduler in enumerate(_list(cfg.get('param_scheduler'))):
+        own = ('convert_to_iter_based',)
+        yield f'param_scheduler[{i}]', scheduler, 'PARAM_SCHEDULERS', ('optimizer',), own
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, Mapping):
+            typed = {'type': DEFAULT_HOOKS.get(name), **hook}
+            yield f'default_hooks.{name}', typed, 'HOOKS', (), ('priority',)
+    for i, hook in enumerate(_list(cfg.get('custom_hooks'))):
+        yield f'custom_hooks[{i}]', hook, 'HOOKS', (), ('priority',)
+
+
+def _list(value: Any) -> list[Mapping[str, Any]]:
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    return [entry for entry in entries if isinstance(entry, Mapping)]
+
+
+def _check(
+    where: str, part: Mapping[str, Any], kind: str, given: tuple[str, ...], dropped: tuple[str, ...]
+) -> None:
+    from mmengine import registry as registries
+
+    root = getattr(registries, kind)
+    target = part.get('type')
+    if target is None:
+        raise ConfigError(f"{where}: 'type' is missing.")
+    if isinstance(target, str):
+        with root.switch_scope_and_registry(part.get('_scope_')) as registry:
+            found = registry.get(target)
+            if found is None:
+                raise ConfigError(
+                    f'{where}: there is no {root.name} {target!r}. '
+                    f'{did_you_mean(target, {*root.module_dict, *registry.module_dict})}'
+                )
+        target = found
+    parameters = inspect.signature(target).parameters.values()
+    if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        return  # it hands its arguments on, so that its signature does not say what it takes
+    arguments = {k: v for k, v in part.items() if k not in (*RUNNERS_OWN, *dropped)}
+    taken = [p.name for p in parameters]
+    check_arguments(target, {**{k: None for k in given if k in taken}, **arguments}, where)
