@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from densekd.engine.data_order import mixed, seed_everything
 from densekd.engine.optim import unwrapped
 from densekd.engine.registry import HOOKS
+from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
 
@@ -37,7 +38,12 @@ class DistillHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Takes it back when a run is resumed; a student that is merely loaded starts anew."""
         model = unwrapped(runner.model)
-        if isinstance(model, DistillModel) and runner._resume and 'densekd' in checkpoint:
+        if isinstance(model, DistillModel) and runner._resume:
+            if 'densekd' not in checkpoint:
+                raise CheckpointError(
+                    'resume: the checkpoint holds no state of distillation: it was not written by '
+                    'this run. Start anew from it with load_from.'
+                )
             model.load_distillation_state(checkpoint['densekd'])
 
 

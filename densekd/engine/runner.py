@@ -80,7 +80,8 @@ class DistillRunner(Runner):
         loop = self.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             done = self.iter - self.epoch * len(loop.dataloader)
-            if 0 < done < len(loop.dataloader):
+            # At its last iteration an epoch is not over: what follows it is still to be done.
+            if 0 < done <= len(loop.dataloader):
                 skip_batches(loop.dataloader, done)
 
     def load_checkpoint(
@@ -102,6 +103,8 @@ class DistillRunner(Runner):
             )
         if 'state_dict' not in checkpoint:
             checkpoint = {'state_dict': found, 'meta': {}}
+        elif not own.keys() & checkpoint['state_dict'].keys():
+            checkpoint['state_dict'] = found
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         checkpoint = _load_checkpoint_to_model(
             model, checkpoint, strict, revise_keys=list(revise_keys)

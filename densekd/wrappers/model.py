@@ -353,6 +353,7 @@ class DistillModel(BaseModel):
             'iteration': self.iteration,
             'epoch': self.epoch,
             'seed': self.seed,
+            'terms': list(self.distillers),
             'distillers': {k: v.detach().cpu() for k, v in self.distillers.state_dict().items()},
             'teachers': {name: dict(t.manifest) for name, t in self.teachers.items()},
         }
@@ -363,6 +364,13 @@ class DistillModel(BaseModel):
         Raises:
             CheckpointError: If it is of other distillers or another teacher.
         """
+        terms = list(state.get('terms', self.distillers))
+        if terms != list(self.distillers):
+            raise CheckpointError(
+                f'resume: the checkpoint was written with other distillers ({", ".join(terms)}), '
+                f'and the config has {", ".join(self.distillers)}. Resume with the config that '
+                'wrote it, or start anew with load_from.'
+            )
         own = self.distillers.state_dict()
         theirs = dict(state.get('distillers', {}))
         unlike = sorted(set(own) ^ set(theirs)) or [
@@ -370,15 +378,16 @@ class DistillModel(BaseModel):
         ]
         if unlike:
             raise CheckpointError(
-                f'resume: the checkpoint was written with other distillers: {unlike[0]} (and '
-                f'{len(unlike) - 1} more) does not fit. Resume with the config that wrote it, or '
-                'start anew with load_from.'
+                f'resume: the checkpoint was written with other distillers: {unlike[0]} does not '
+                'fit. Resume with the config that wrote it, or start anew with load_from.'
             )
-        for name, manifest in state.get('teachers', {}).items():
+        saved = dict(state.get('teachers', {}))
+        for name in {**saved, **self.teachers}:
+            manifest = saved.get(name, {})
             teacher = self.teachers.get(name)
             before = manifest.get('sha256')
             now = teacher.manifest.get('sha256') if teacher else None
-            if teacher is None or (before and now and before != now):
+            if name not in saved or teacher is None or before != now:
                 raise CheckpointError(
                     f'resume: the checkpoint was trained with another teacher {name!r} '
                     f'({manifest.get("checkpoint")}). Give that one back, or start anew.'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class TinyConvNeXt(BaseModule):
         widths = [3, *(width * 2**i for i in range(4))]
         self.downsample_layers = nn.ModuleList(
             nn.Conv2d(a, b, 4 if i == 0 else 2, 4 if i == 0 else 2)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.stages = nn.ModuleList(
             nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.GELU()) for w in widths[1:]

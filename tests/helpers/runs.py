@@ -14,7 +14,7 @@ import mmdet.datasets
 import mmdet.engine
 import mmdet.evaluation
 import mmdet.models
-import mmdet.visualization
+import mmdet.visualization  # noqa: F401
 import torch
 import torch._dynamo
 from mmengine.hooks import Hook
