@@ -13,8 +13,9 @@ from densekd.registry import check_arguments
 # What the runner itself does with these keys, before the rest goes to the class.
 RUNNERS_OWN = ('type', '_scope_', '_delete_')
 DEFAULT_HOOKS = {
-    'runtime_info': 'RuntimeInfoHook', 'timer': 'IterTimerHook', 'sampler_seed': 'DistSamplerSeedHook',
-    'logger': 'LoggerHook', 'param_scheduler': 'ParamSchedulerHook', 'checkpoint': 'CheckpointHook',
+    'runtime_info': 'RuntimeInfoHook', 'timer': 'IterTimerHook', 'logger': 'LoggerHook',
+    'sampler_seed': 'DistSamplerSeedHook', 'param_scheduler': 'ParamSchedulerHook',
+    'checkpoint': 'CheckpointHook',
 }  # fmt: skip
 
 # A part: its place, its config, the registry, what the runner adds, what it takes away.
@@ -74,8 +75,8 @@ def _parts(cfg: Any) -> Iterator[Part]:
             where = f'optim_wrapper.optimizer{f"[{i}]" if i else ""}'
             yield where, optimizer, 'OPTIMIZERS', ('params',), ()
     for i, scheduler in enumerate(_list(cfg.get('param_scheduler'))):
-        own = ('convert_to_iter_based',)
-        yield f'param_scheduler[{i}]', scheduler, 'PARAM_SCHEDULERS', ('optimizer',), own
+        where, runners = f'param_scheduler[{i}]', ('convert_to_iter_based',)
+        yield where, scheduler, 'PARAM_SCHEDULERS', ('optimizer',), runners
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, Mapping):
             typed = {'type': DEFAULT_HOOKS.get(name), **hook}

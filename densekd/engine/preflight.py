@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from densekd.core.checkpoint import fetched
+from densekd.core.checkpoint import fetched, find_checkpoint
 from densekd.core.ops import private_rng
 from densekd.engine.data_checks import check_data
 from densekd.engine.generated_data import with_generated_data
@@ -145,6 +145,8 @@ def check_before_training(cfg: Any) -> Report | None:
                 'teacher: no checkpoint is given, and an untrained teacher has nothing to teach. '
                 'Give teacher.checkpoint=…, or teacher.untrained=True if that is meant.'
             )
+        if isinstance(teacher, Mapping) and teacher.get('checkpoint'):
+            find_checkpoint(teacher['checkpoint'])  # fetches, so that the check is with weights
     return check(cfg)
 
 
