@@ -68,6 +68,12 @@ def test_no_parameter_can_be_trained() -> None:
     assert torch.is_grad_enabled()
 
 
+def test_no_graph_is_kept_even_for_an_input_with_a_gradient() -> None:
+    teacher, x = Teacher(network()), X.clone().requires_grad_()
+    for _ in range(2):
+        assert not teacher.run({'a': Tap('1')}, lambda m: m(x * 1))['a'].requires_grad
+
+
 def test_tapped_tensors_can_be_saved_for_backward() -> None:
     # no_grad and not inference mode, whose tensors autograd refuses to save.
     teacher = Teacher(network())
