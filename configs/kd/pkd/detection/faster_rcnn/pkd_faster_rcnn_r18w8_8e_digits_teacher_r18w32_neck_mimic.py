@@ -13,5 +13,16 @@ model = dict(
         model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w32_8e_digits.py',
         checkpoint='work_dirs/faster_rcnn_r18w32_8e_digits/epoch_8.pth',
     ),
-    preset='pkd',
+    distillers=[
+        dict(
+            student_module=f'neck.{level}',
+            teacher_module=f'neck.{level}',
+            head=dict(
+                type='PKDDistillationHead',
+                loss=dict(type='PKDLoss', loss_weight=2.0),
+                name=f'pkd_{level}',
+            ),
+        )
+        for level in ('p2', 'p3', 'p4', 'p5')
+    ],
 )
