@@ -25,7 +25,8 @@ def with_generated_data(
         cfg: A prepared config.
         root: An empty folder to write into.
         images: How many images.
-        size: Their height and width; by default what the format usually has.
+        size: Their height and width, and what pipelines resize to; by default what the format
+            usually has, and what the config says.
         seed: Seed of what is drawn on them.
 
     Raises:
@@ -40,6 +41,8 @@ def with_generated_data(
                 f"{key}: data of the type {kind} can't be generated for a check; CocoDataset can."
             )
         write_coco(folder, coco_classes(dataset), images, size or _size(dataset), seed)
+        if size is not None:
+            _resize_to(dataset.get('pipeline'), size)
         dataset['data_root'] = str(folder) + '/'
         dataset['ann_file'] = 'annotations/instances.json'
         dataset['data_prefix'] = {'img': 'images/'}
@@ -48,6 +51,18 @@ def with_generated_data(
             if isinstance(entry, Mapping) and 'ann_file' in entry:
                 entry['ann_file'] = str(folder / 'annotations/instances.json')
     return cfg
+
+
+def _resize_to(pipeline: Any, size: tuple[int, int]) -> None:
+    """Makes the steps of a pipeline that resize to larger images resize to this size."""
+    for step in pipeline or []:
+        if not isinstance(step, Mapping) or 'Resize' not in str(step.get('type', '')):
+            continue
+        for key in ('scale', 'scales'):
+            given = step.get(key)
+            sides = np.ravel(given) if isinstance(given, (list, tuple)) else np.zeros(1)
+            if sides.max() > max(size):
+                step[key] = size[::-1] if key == 'scale' else [size[::-1]]
 
 
 def _size(dataset: Mapping[str, Any]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from densekd.core.checkpoint import fetched, find_checkpoint
 from densekd.core.ops import private_rng
+from densekd.core.schedule import Schedule
 from densekd.engine.data_checks import check_data
 from densekd.engine.generated_data import with_generated_data
 from densekd.engine.parts_check import check_parts, register
@@ -212,6 +213,8 @@ def try_step(model: Any, data: Any) -> Report:
             check_padding(
                 model.data_preprocessor, teacher.model.data_preprocessor, f'teacher {name!r}'
             )
+        for distiller in model.distillers.values():
+            distiller.schedule = Schedule()  # a warm-up begins at 0, which would hide the term
         report.terms = [_describe(model, key) for key in model.distillers]
         report.added = sum(p.numel() for p in model.distillers.parameters())
         report.parameters = sum(p.numel() for p in model.student.parameters())
@@ -283,9 +286,7 @@ def _total(value: Any) -> torch.Tensor:
 def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
     distiller = model.distillers[term.key]
     term.value = float(loss.detach())
-    weightless = (
-        distiller.head.loss.loss_weight == 0 or distiller.weight(model.iteration, model.epoch) == 0
-    )
+    weightless = distiller.head.loss.loss_weight == 0
     if not math.isfinite(term.value):
         for name in distiller.teachers:
             state = model.teachers[name].model.state_dict().values()
@@ -308,7 +309,7 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
         )
     if not math.isfinite(term.gradient):
         raise ConfigError(f'distiller {term.key!r}: its gradient on the student is not finite.')
-    if term.gradient == 0 and not weightless and distiller.schedule.warmup == 0:
+    if term.gradient == 0 and not weightless:
         raise TapError(
             f'distiller {term.key!r}: the term ({term.value:.3g}) sends a gradient of exactly zero '
             'to the student on generated data. Check the tap and the connector.'

@@ -1,0 +1,131 @@
+"""Every config that is shipped: it reads, it says what it is, and its terms reach the student."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densekd.engine.preflight import check
+from densekd.engine.run import is_distillation, prepare
+from densekd.wrappers.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py'))
+RUNNABLE = [name for name in ALL if '/_base_/' not in name]
+DISTILLED = [name for name in RUNNABLE if name.startswith('configs/kd/')]
+
+# configs/kd/<method>/<task>/<arch>/<method>_<student>_<schedule>_<data>_teacher_<teacher>_<where>.py
+NAME = re.compile(
+    r'configs/kd/(?P<method>\w+)/(?P<task>classification|detection|segmentation)/(?P<arch>\w+)/'
+    r'(?P=method)_(?P<student>\w+?)_(?P<schedule>[0-9]+[ekx])_(?P<data>[a-z0-9]+)_teacher_'
+    r'(?P<teacher>\w+?)_(?P<where>backbone|neck|head)_mimic\.py'
+)
+# Names that are older than the rule, and kept letter for letter.
+KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/)\w+\.py')
+
+
+def tenth() -> list[str]:
+    """Returns the configs that are checked at full size today: each has its turn in ten days."""
+    day = datetime.datetime.now(datetime.timezone.utc).timetuple().tm_yday
+    return DISTILLED[day % 10 :: 10]
+
+
+def without_weights(name: str) -> Any:
+    """Returns a config whose teachers have no checkpoint, so that nothing needs to be there."""
+    cfg = prepare(str(ROOT / name))
+    if not is_distillation(cfg):
+        return cfg
+    teachers = cfg.model.teacher if isinstance(cfg.model.teacher, list) else [cfg.model.teacher]
+    for teacher in teachers:
+        teacher.pop('checkpoint', None)
+        teacher['untrained'] = True
+    return cfg
+
+
+def refuse_dead(name: str, full_size: bool) -> None:
+    """Checks a config; its terms must be positive and reach the student."""
+    report = check(without_weights(name), full_size=full_size)
+    assert report.own
+    for term in report.terms:
+        assert term.value > 0 and term.gradient > 0, term
+    assert bool(report.terms) == (name in DISTILLED)
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_it_opens_with_a_docstring(name: str) -> None:
+    """Runnable ones give the command as well, those of COCO what to expect of it and whose it is."""
+    text = ast.get_docstring(ast.parse((ROOT / name).read_text()))
+    assert text
+    if name in RUNNABLE:
+        assert 'densekd ' in text
+    if '_coco_' in name:
+        assert name in text and 'Expected: ' in text
+        assert 'published by' in text or 'no figure is published' in text
+        assert 'Not yet run by us' in text or 'Ours: ' in text
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_it_reads_and_reads_again(name: str, tmp_path: Path, work_dir: Path) -> None:
+    """What a runner writes into its work_dir is the same config, and from any folder."""
+    cfg = load_config(str(ROOT / name))
+    cfg.dump(str(tmp_path / 'dumped.py'))
+    again = load_config(tmp_path / 'dumped.py')
+    assert again._cfg_dict == cfg._cfg_dict
+
+
+@pytest.mark.parametrize('name', DISTILLED)
+def test_its_name_says_what_it_is(name: str) -> None:
+    """The path follows the rule, or is one of the names that are kept."""
+    found = NAME.fullmatch(name)
+    assert found or KEPT.fullmatch(name)
+    if found:
+        assert found['student'].startswith(found['arch'])
+
+
+@pytest.mark.parametrize('name', DISTILLED)
+def test_it_is_listed_where_its_method_has_a_page(name: str) -> None:
+    """A README of the method links to its configs of real data."""
+    page = ROOT / '/'.join(name.split('/')[:3]) / 'README.md'
+    if '_digits_' not in name:
+        assert name.split('/', 3)[3] in page.read_text()
+
+
+@pytest.mark.parametrize('name', RUNNABLE)
+def test_every_term_reaches_the_student(name: str) -> None:
+    """On one small image."""
+    refuse_dead(name, full_size=False)
+
+
+@pytest.mark.parametrize('name', tenth())
+def test_at_full_size_in_turn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tenth of them each day, on the batch that training would have."""
+    with capsys.disabled():
+        print(f'\nat full size today: {name}')
+    refuse_dead(name, full_size=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', RUNNABLE)
+def test_at_full_size(name: str) -> None:
+    """All of them."""
+    refuse_dead(name, full_size=True)
+
+
+def test_the_names_that_are_public() -> None:
+    """These paths are in other people's scripts."""
+    for arch in ('faster_rcnn', 'retinanet'):
+        path = f'{arch}/ofdloss_{arch}_r50_fpn_1x_coco_teacher_r101_backbone_mimic.py'
+        assert f'configs/kd/ofd/detection/{path}' in ALL
+
+
+def test_the_rule_can_fail() -> None:
+    """A name without its teacher, or under another method, is refused."""
+    good = 'configs/kd/pkd/detection/retinanet/pkd_retinanet_r50_1x_coco_teacher_r101_neck_mimic.py'
+    assert NAME.fullmatch(good)
+    assert not NAME.fullmatch(good.replace('_teacher_r101', ''))
+    assert not NAME.fullmatch(good.replace('/pkd_', '/ofd_'))
