@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from densekd.wrappers.config import plain
 from tests.helpers.detectors import every_method, faster_rcnn, retinanet
 
 STUDENT = 'configs/digits/retinanet_r18w8_8e_digits.py'
+RUNS = count()
 KILLED = -9  # what a process that got SIGKILL is reported to end with
 SIZE = 64
 ITERATIONS = 5  # of an epoch: 18 scenes in batches of 4, the last one of 2
@@ -62,6 +64,7 @@ def digits_config(
     epochs: int = 2,
     workers: int = 0,
     weight: float | None = None,
+    launcher: str = 'none',
     **options: Any,
 ) -> Any:
     """Returns a prepared config of a short run on tiny digits.
@@ -75,6 +78,7 @@ def digits_config(
         epochs: How long it runs.
         workers: Processes that load.
         weight: Loss weight of all distillers, with `'all'`.
+        launcher: See `prepare`.
         options: Anything else at the top of the config.
     """
     cfg = load_config(STUDENT)
@@ -110,12 +114,14 @@ def digits_config(
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1)
     cfg.default_hooks.logger = dict(type='LoggerHook', interval=1)
     cfg.log_level = 'WARNING'
+    # mmengine keeps what belongs to an experiment by this name and the second it began in.
+    cfg.experiment_name = f'run{next(RUNS)}'
     cfg.pop('visualizer')
     cfg.pop('vis_backends')
     cfg.default_hooks.pop('visualization')
     for key, value in options.items():
         cfg[key] = value
-    return prepare(cfg, work_dir)
+    return prepare(cfg, work_dir, launcher=launcher)
 
 
 def save_teacher(path: Path, seed: int = 0, classes: int = 10) -> dict[str, Any]:
