@@ -230,10 +230,11 @@ def load_weights(
         who: Whose weights they are, for messages: `'teacher'`, `'student'`.
 
     Raises:
-        CheckpointError: If a weight of the network is missing or of another shape.
+        CheckpointError: If a weight of the network is missing or of another shape, or the file
+            holds weights of a larger network.
     """
     own = model.state_dict()
-    weights = unprefixed(weights_in(checkpoint, source), own)
+    weights = _renamed(model, unprefixed(weights_in(checkpoint, source), own))
     # A counter of batches seen is no weight, and older files lack it.
     missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
     unlike = [
@@ -256,7 +257,43 @@ def load_weights(
             f'{os.fspath(source)}: {unlike[0]}{more}. The {who} config and its checkpoint differ, '
             'perhaps in the number of classes or in the width.'
         )
+    # A deeper network holds all that a shallower one of its kind needs. What belongs to a part
+    # that the model has not (an auxiliary head that was left out) does no harm.
+    parts = {k.split('.', 1)[0] for k in own}
+    beyond = [k for k in weights if k not in own and '.' in k and k.split('.', 1)[0] in parts]
+    beyond = [k for k in beyond if k.endswith(('.weight', '.bias'))]
+    if beyond:
+        raise CheckpointError(
+            f'{os.fspath(source)}: the file holds {len(beyond)} weights that the {who} {kind} has '
+            f'no place for, such as {beyond[0]}. It is of another model, perhaps a deeper one: '
+            f"check the {who}'s config against its checkpoint."
+        )
     model.load_state_dict({k: weights.get(k, own[k]) for k in own})
+
+
+def _renamed(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights under today's names where the network's modules translate older ones.
+
+    Toolboxes rename keys inside the modules that load them, so that only loading tells; what it
+    has changed is put back.
+    """
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    if all(k in weights for k in before):
+        return weights
+    taken = dict(weights)
+    try:
+        found = model.load_state_dict(taken, strict=False)
+    except RuntimeError:  # shapes differ: the caller says which
+        return weights
+    finally:
+        after = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(before)
+    lacking = {*found.missing_keys}
+    extra = {*found.unexpected_keys}
+    kept = {k: v for k, v in weights.items() if k in before or k in extra}
+    moved = {k: after[k] for k in before if k not in weights and k not in lacking}
+    # Counters are filled in by the norms themselves and are no translation.
+    return {**kept, **{k: v for k, v in moved.items() if not k.endswith('num_batches_tracked')}}
 
 
 def unprefixed(weights: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

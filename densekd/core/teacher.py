@@ -71,7 +71,7 @@ class Teacher:
             taps: All places that are ever read, by any key.
             forward: Runs the part of the network that holds them on images (1, 3, H, W).
         """
-        device = next(self.model.parameters()).device
+        device = self._device
         generator = torch.Generator().manual_seed(0)
         image = torch.randn(1, 3, 128, 192, generator=generator).to(device)
 
@@ -84,6 +84,11 @@ class Teacher:
             fused_if_equal(self.model, read, keep={tap.path for tap in taps.values()})
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.channels_last = True
+
+    @property
+    def _device(self) -> torch.device:
+        first = next(self.model.parameters(), None)
+        return torch.device('cpu') if first is None else first.device
 
     def prepared(self, images: Tensor) -> Tensor:
         """Returns images in the memory format that the network runs fastest on."""
@@ -106,8 +111,7 @@ class Teacher:
         """
         signature = tuple(taps.items())
         known = self._calls.get(signature)
-        device = next(self.model.parameters()).device.type
-        half = torch.autocast(device, dtype=torch.bfloat16, enabled=True)
+        half = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=True)
         precision = half if self.precision == 'bf16' else nullcontext()
         with torch.no_grad(), precision, Taps(self.model, taps, known) as reading:
             forward(self.model)

@@ -475,3 +475,34 @@ def test_the_hash_of_a_network_sees_every_weight_and_buffer() -> None:
     assert len(seen) == 10
     half = network().half()
     assert weights_hash(half) not in seen
+
+
+def test_weights_of_a_deeper_network_of_the_same_kind_are_refused() -> None:
+    def network(blocks: int) -> nn.Module:
+        net = nn.Module()
+        net.backbone = nn.Sequential(*[nn.Linear(2, 2) for _ in range(blocks)])
+        return net
+
+    deep, shallow = network(3), network(2)
+    with pytest.raises(CheckpointError, match=r'holds 2 weights that the teacher Module has no'):
+        load_weights(shallow, deep.state_dict(), 'a.pth', 'teacher')
+    kept = {**shallow.state_dict(), 'auxiliary_head.weight': torch.zeros(1)}
+    load_weights(shallow, kept, 'a.pth', 'teacher')
+
+
+def test_a_module_that_translates_older_names_is_given_the_chance() -> None:
+    class Renaming(nn.Linear):
+        def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+            if f'{prefix}old' in state:
+                state[f'{prefix}weight'] = state.pop(f'{prefix}old')
+            super()._load_from_state_dict(state, prefix, *rest)
+
+    net = nn.Sequential(Renaming(2, 2, bias=False), nn.Linear(2, 2))
+    wanted = torch.full((2, 2), 3.0)
+    weights = {'0.old': wanted, '1.weight': torch.ones(2, 2), '1.bias': torch.ones(2)}
+    load_weights(net, weights, 'a.pth', 'teacher')
+    assert torch.equal(net[0].weight, wanted)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(CheckpointError, match='lacks 1 of them, such as 1.bias'):
+        load_weights(net, {'0.old': wanted + 1, '1.weight': torch.zeros(2, 2)}, 'a.pth', 'teacher')
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
