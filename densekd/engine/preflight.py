@@ -213,7 +213,8 @@ def try_step(model: Any, data: Any) -> Report:
             check_padding(
                 model.data_preprocessor, teacher.model.data_preprocessor, f'teacher {name!r}'
             )
-        for distiller in model.distillers.values():
+        distillers: Any = model.distillers.values()
+        for distiller in distillers:
             distiller.schedule = Schedule()  # a warm-up begins at 0, which would hide the term
         report.terms = [_describe(model, key) for key in model.distillers]
         report.added = sum(p.numel() for p in model.distillers.parameters())
