@@ -82,7 +82,7 @@ def test_splits_have_backgrounds_of_their_own(root):
 
 def test_no_digit_sample_is_in_two_splits(root):
     samples = marker(root)['samples']
-    assert sorted(sum(samples.values(), [])) == list(range(1797))
+    assert sorted(i for part in samples.values() for i in part) == list(range(1797))
     labels = load_digits().target
     for split, share in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
         counts = np.bincount(labels[samples[split]])
