@@ -200,6 +200,8 @@ def ready(cfg: Any, resume: bool, preflight: bool, trust: bool) -> Any:
 
 def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
     """Runs the training of a config whose work_dir is claimed already."""
+    from mmengine.dist import barrier
+
     from densekd.engine.data_checks import data_errors
 
     cfg = copy.deepcopy(cfg)
@@ -215,6 +217,7 @@ def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
     runner.trust_checkpoint = trust
     with data_errors(cfg):
         runner.train()
+    barrier()  # the first process writes, and all of them look
     last = latest_checkpoint(cfg.work_dir)
     if last is None:
         raise CheckpointError(f'{cfg.work_dir}: the run ended without a checkpoint.')

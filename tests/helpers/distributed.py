@@ -1,0 +1,142 @@
+"""What each of two processes does in tests/engine/test_distributed.py; started by torchrun."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.model import MMDistributedDataParallel
+from torch import distributed, nn
+
+from densekd.engine.run import train
+from tests.helpers.detectors import batch, distilled, entry, losses_of, prepared
+from tests.helpers.runs import digits_config
+
+LEVELS = ['neck.p2', 'neck.p3', 'neck.p4', 'neck.p5']
+NO_BOXES = dict(type='FilterAnnotations', min_gt_bbox_wh=(1000, 1000), keep_empty=False)
+
+
+def alike(tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether all processes hold the same bits."""
+    flat = torch.cat([t.detach().double().flatten() for t in tensors.values()])
+    others = [torch.empty_like(flat) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(others, flat)
+    return all(torch.equal(other, others[0]) for other in others)
+
+
+def runs(root: Path) -> dict[str, Any]:
+    """Trains three configs as the command would, and says what was left."""
+    found: dict[str, Any] = {}
+    stopping = [
+        entry('neck.p3', 'PKD', schedule=dict(stop=1)),
+        entry('backbone.c3', 'FitNet'),
+        entry(LEVELS, 'FGFI'),
+    ]
+    for name, model, distillers, boxes in (
+        ('stopping', 'retinanet', stopping, True),
+        ('empty', 'retinanet', 'all', False),
+        ('two-stage', 'faster_rcnn', 'all', True),
+    ):
+        cfg = digits_config(
+            root / 'digits',
+            root / name,
+            distillers,
+            model=model,
+            epochs=1,
+            launcher='pytorch',
+            experiment_name=name,
+        )
+        if not boxes:
+            cfg.train_dataloader.dataset.pipeline.insert(-1, NO_BOXES)
+        seen: list[nn.Module] = []
+        with watched(seen):
+            train(cfg, preflight=False)
+        (wrapper,) = seen
+        distributed.barrier()
+        found[name] = dict(
+            wrapped=type(wrapper).__name__,
+            unused=wrapper.find_unused_parameters,
+            broadcasts=wrapper.broadcast_buffers,
+            alike=alike(dict(wrapper.module.named_parameters())),
+            finite=all(torch.isfinite(p).all().item() for p in wrapper.parameters()),
+            files=sorted(p.name for p in (root / name).glob('*')),
+        )
+    return found
+
+
+class watched:
+    """Notes the wrapped model of each runner that trains while a `with` block runs."""
+
+    def __init__(self, seen: list[nn.Module]) -> None:
+        self.seen = seen
+
+    def __enter__(self) -> None:
+        from densekd.engine.runner import DistillRunner
+
+        self.whole = whole = DistillRunner.train
+
+        def noting(runner: Any) -> Any:
+            self.seen.append(runner.model)
+            return whole(runner)
+
+        DistillRunner.train = noting  # type: ignore[method-assign]
+
+    def __exit__(self, *unused: object) -> None:
+        from densekd.engine.runner import DistillRunner
+
+        DistillRunner.train = self.whole  # type: ignore[method-assign]
+
+
+def gradients() -> dict[str, Any]:
+    """Compares the gradient of two processes with that of one on the whole batch."""
+    torch.manual_seed(0)
+    model = distilled(distillers=[entry(LEVELS, 'FGFI', 1.0), entry('backbone.c3', 'FitNet', 1.0)])
+    model.eval()  # normalise as if alone: the statistics of a half are not those of the whole
+    alone = copy.deepcopy(model)
+    # Unlike numbers of boxes, so that the halves have unlike numbers of marked cells.
+    halves = [batch(seed, images=1, boxes=boxes) for seed, boxes in ((0, 1), (1, 6))]
+    wrapped = MMDistributedDataParallel(model, device_ids=None)
+    data = prepared(model, halves[distributed.get_rank()])
+    losses = wrapped(data['inputs'], data['data_samples'], mode='loss')
+    terms = {k: v for k, v in losses.items() if k.startswith('distill.')}
+    # DDP waits for every parameter, so that the student's own terms take part, at weight 0.
+    others = [v for k, v in losses.items() if 'loss' in k and k not in terms]
+    (sum(terms.values()) + 0 * sum(sum(v) if isinstance(v, list) else v for v in others)).backward()
+    own = torch.stack(list(terms.values())).detach()
+    distributed.all_reduce(own)
+    mean = own / distributed.get_world_size()
+
+    group, distributed.is_initialized = distributed.is_initialized, lambda: False
+    try:
+        whole = {key: halves[0][key] + halves[1][key] for key in halves[0]}
+        expected = {k: v for k, v in losses_of(alone, whole).items() if k in terms}
+    finally:
+        distributed.is_initialized = group
+    sum(expected.values()).backward()
+    reached = {n for n, p in alone.named_parameters() if p.grad is not None}
+    assert 'backbone.conv1.weight' in reached
+    far = [
+        name
+        for (name, a), (_, b) in zip(
+            model.named_parameters(), alone.named_parameters(), strict=True
+        )
+        if name in reached and not torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+    ]
+    return dict(mean=mean.tolist(), expected=[v.item() for v in expected.values()], far=far)
+
+
+def main(root: Path) -> None:
+    """Writes what was found to `found<rank>.json`."""
+    torch.set_num_threads(1)
+    found = {**runs(root), 'gradients': gradients()}
+    (root / f'found{os.environ["RANK"]}.json').write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))
