@@ -19,7 +19,8 @@ ALL = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py'))
 RUNNABLE = [name for name in ALL if '/_base_/' not in name]
 DISTILLED = [name for name in RUNNABLE if name.startswith('configs/kd/')]
 
-# configs/kd/<method>/<task>/<arch>/<method>_<student>_<schedule>_<data>_teacher_<teacher>_<where>.py
+# configs/kd/<method>/<task>/<arch>/
+#   <method>_<student>_<schedule>_<data>_teacher_<teacher>_<where>.py
 NAME = re.compile(
     r'configs/kd/(?P<method>\w+)/(?P<task>classification|detection|segmentation)/(?P<arch>\w+)/'
     r'(?P=method)_(?P<student>\w+?)_(?P<schedule>[0-9]+[ekx])_(?P<data>[a-z0-9]+)_teacher_'
@@ -58,7 +59,7 @@ def refuse_dead(name: str, full_size: bool) -> None:
 
 @pytest.mark.parametrize('name', ALL)
 def test_it_opens_with_a_docstring(name: str) -> None:
-    """Runnable ones give the command as well, those of COCO what to expect of it and whose it is."""
+    """Runnable ones give the command, those of COCO what to expect of it and whose it is."""
     text = ast.get_docstring(ast.parse((ROOT / name).read_text()))
     assert text
     if name in RUNNABLE:
