@@ -39,11 +39,14 @@ def run(args: argparse.Namespace) -> int:
     metrics = evaluate(cfg, checkpoint, args.trust_checkpoint)
     if not options.is_main_process():
         return 0
-    table(
-        f'{checkpoint}',
-        ('metric', 'value'),
-        [(name, f'{value:.4f}') for name, value in metrics.items()],
-    )
+    if metrics:
+        table(
+            f'{checkpoint}',
+            ('metric', 'value'),
+            [(name, f'{value:.4f}') for name, value in metrics.items()],
+        )
+    else:
+        print(f'{checkpoint}: the evaluator gave no metrics: nothing was found in any image.')
     if args.out:
         write_json(Path(args.out), {k: float(v) for k, v in metrics.items()})
         print(f'Written: {args.out}')

@@ -33,6 +33,10 @@ class DistillRunner(Runner):
         if checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
             checkpoint['type'] = 'densekd.SafeCheckpointHook'
         hooks['checkpoint'] = checkpoint
+        if isinstance(cfg.get('visualizer'), Mapping):
+            # Visualizers are shared by name: a second run in this process, as of a stage, would
+            # write its curves into the folder of the first. Without one, a run has its own.
+            cfg['visualizer'] = {k: v for k, v in cfg['visualizer'].items() if k != 'name'}
         cfg['default_hooks'] = hooks
         cfg['custom_hooks'] = [
             *(cfg.get('custom_hooks') or []),

@@ -67,7 +67,8 @@ def test_a_run_leaves_the_teacher_and_the_data_alone(workplace: Path, tmp_path: 
         'train', config, '--work-dir', tmp_path / 'work', *options, 'val_dataloader=None'
     )
     assert answer.code == 0, answer.err
-    assert before.changes() == []
+    # mmengine's log of an earlier run in this process is written to until the next one begins.
+    assert [p for p in before.changes() if not p.endswith('.log')] == []
 
 
 def test_a_plain_config_trains_too(workplace: Path, tmp_path: Path) -> None:
@@ -256,6 +257,8 @@ def test_stages_run_one_after_the_other_and_resume(workplace: Path, tmp_path: Pa
     resumed = command('train', config, '--work-dir', work, '--resume')
     assert resumed.code == 0, resumed.err
     assert before.changes() == []
+    for stage in ('hint', 'train'):
+        assert list((work / stage).rglob('scalars.json')), f'the curves of {stage} are elsewhere'
     same = read_checkpoint(work / 'train' / 'epoch_1.pth')['state_dict']
     assert all(torch.equal(whole[k], same[k]) for k in whole)
 
