@@ -75,7 +75,12 @@ ITERATION_LOOP = dict(
     ('checkpoint', 'kill_at', 'left', 'last', 'more'),
     [
         pytest.param(
-            by_iteration(3), 8, 'iter_6.pth', 'iter_10.pth', dict(custom_hooks=[EMA]), id='within'
+            by_iteration(3),
+            8,
+            'iter_6.pth',
+            'iter_10.pth',
+            dict(custom_hooks=[EMA], model='faster_rcnn'),  # whose sampler draws in each step
+            id='within',
         ),
         pytest.param(EACH_EPOCH, 8, 'epoch_1.pth', 'epoch_2.pth', {}, id='between'),
         pytest.param(
