@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densekd.engine.optim import unwrapped
 from densekd.engine.runner import DistillRunner, latest_checkpoint
 from densekd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from densekd.registry import check_arguments
@@ -356,7 +357,7 @@ def evaluate(cfg: Any, checkpoint: str | os.PathLike[str], trust: bool = False) 
         plain_cfg.pop(key, None)
     read = read_checkpoint(checkpoint, trust)
     runner = DistillRunner.from_cfg(plain_cfg)
-    load_weights(runner.model, read, checkpoint, 'student')
+    load_weights(unwrapped(runner.model), read, checkpoint, 'student')
     runner._has_loaded = True
     with data_errors(plain_cfg):
         return runner.test()

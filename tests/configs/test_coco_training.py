@@ -12,7 +12,7 @@ from densekd.engine.generated_data import with_generated_data
 from densekd.engine.run import prepare, train
 from densekd.engine.runner import DistillRunner
 from densekd.errors import CheckpointError
-from tests.configs.test_configs import DISTILLED, ROOT
+from tests.configs.test_configs import DISTILLED, ROOT, stem
 
 COCO = [name for name in DISTILLED if '_coco_' in name]
 # What a user without a network says: the student starts from random weights, the teacher too.
@@ -63,7 +63,7 @@ def test_it_trains_on_small_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', COCO)
+@pytest.mark.parametrize('name', COCO, ids=stem)
 def test_it_trains_at_full_size(name: str, tmp_path: Path) -> None:
     """Photographs of COCO's size, resized as the config says, with the proof of the wiring."""
     refuse_unlike_student(train(short_run(name, tmp_path, None)))

@@ -30,6 +30,11 @@ NAME = re.compile(
 KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/)\w+\.py')
 
 
+def stem(name: str) -> str:
+    """Returns what a case is called: whole paths are too long for pytest."""
+    return Path(name).stem
+
+
 def tenth() -> list[str]:
     """Returns the configs that are checked at full size today: each has its turn in ten days."""
     day = datetime.datetime.now(datetime.timezone.utc).timetuple().tm_yday
@@ -57,7 +62,7 @@ def refuse_dead(name: str, full_size: bool) -> None:
     assert bool(report.terms) == (name in DISTILLED)
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', ALL, ids=stem)
 def test_it_opens_with_a_docstring(name: str) -> None:
     """Runnable ones give the command, those of COCO what to expect of it and whose it is."""
     text = ast.get_docstring(ast.parse((ROOT / name).read_text()))
@@ -70,7 +75,7 @@ def test_it_opens_with_a_docstring(name: str) -> None:
         assert 'Not yet run by us' in text or 'Ours: ' in text
 
 
-@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('name', ALL, ids=stem)
 def test_it_reads_and_reads_again(name: str, tmp_path: Path, work_dir: Path) -> None:
     """What a runner writes into its work_dir is the same config, and from any folder."""
     cfg = load_config(str(ROOT / name))
@@ -79,7 +84,7 @@ def test_it_reads_and_reads_again(name: str, tmp_path: Path, work_dir: Path) -> 
     assert again._cfg_dict == cfg._cfg_dict
 
 
-@pytest.mark.parametrize('name', DISTILLED)
+@pytest.mark.parametrize('name', DISTILLED, ids=stem)
 def test_its_name_says_what_it_is(name: str) -> None:
     """The path follows the rule, or is one of the names that are kept."""
     found = NAME.fullmatch(name)
@@ -88,7 +93,7 @@ def test_its_name_says_what_it_is(name: str) -> None:
         assert found['student'].startswith(found['arch'])
 
 
-@pytest.mark.parametrize('name', DISTILLED)
+@pytest.mark.parametrize('name', DISTILLED, ids=stem)
 def test_it_is_listed_where_its_method_has_a_page(name: str) -> None:
     """A README of the method links to its configs of real data."""
     page = ROOT / '/'.join(name.split('/')[:3]) / 'README.md'
@@ -96,13 +101,13 @@ def test_it_is_listed_where_its_method_has_a_page(name: str) -> None:
         assert name.split('/', 3)[3] in page.read_text()
 
 
-@pytest.mark.parametrize('name', RUNNABLE)
+@pytest.mark.parametrize('name', RUNNABLE, ids=stem)
 def test_every_term_reaches_the_student(name: str) -> None:
     """On one small image."""
     refuse_dead(name, full_size=False)
 
 
-@pytest.mark.parametrize('name', tenth())
+@pytest.mark.parametrize('name', tenth(), ids=stem)
 def test_at_full_size_in_turn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A tenth of them each day, on the batch that training would have."""
     with capsys.disabled():
@@ -111,7 +116,7 @@ def test_at_full_size_in_turn(name: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', RUNNABLE)
+@pytest.mark.parametrize('name', RUNNABLE, ids=stem)
 def test_at_full_size(name: str) -> None:
     """All of them."""
     refuse_dead(name, full_size=True)
