@@ -1,4 +1,4 @@
-"""The two-stage student of the digits runs: Faster R-CNN, R-18 of base width 8, 8 epochs.
+"""The smallest of the two-stage digits detectors: Faster R-CNN, R-18 of base width 8, 8 epochs.
 
 Command: densekd train configs/digits/faster_rcnn_r18w8_8e_digits.py
 """

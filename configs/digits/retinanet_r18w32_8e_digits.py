@@ -1,4 +1,4 @@
-"""The teacher of the digits runs: the student's RetinaNet, four times as wide, trained alike.
+"""The teacher of the digits demo: RetinaNet, R-18 of base width 32, 8 epochs.
 
 Command: densekd train configs/digits/retinanet_r18w32_8e_digits.py
 """

@@ -1,4 +1,4 @@
-"""The student of the digits runs: RetinaNet, R-18 of base width 8, 8 epochs.
+"""The smallest of the digits detectors: RetinaNet, R-18 of base width 8, 8 epochs.
 
 Command: densekd train configs/digits/retinanet_r18w8_8e_digits.py
 """

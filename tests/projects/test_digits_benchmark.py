@@ -85,17 +85,17 @@ def test_a_student_waits_for_the_teacher_of_its_seed():
 
 
 def test_the_equal_time_arm_stretches_the_whole_schedule():
-    config = Path('configs/digits/retinanet_r18w8_8e_digits.py').resolve()
-    options = bench.longer(config, 12)
-    assert options['train_cfg.max_epochs'] == 12
-    assert [entry['total_steps'] for entry in options['param_scheduler']] == [12]
+    config = Path('configs/digits/retinanet_r18w16_6e_digits.py').resolve()
+    options = bench.longer(config, 9)
+    assert options['train_cfg.max_epochs'] == 9
+    assert [entry['total_steps'] for entry in options['param_scheduler']] == [9]
     assert options['param_scheduler'][0]['eta_max'] == 2e-3
 
 
 def test_the_untrained_teacher_depends_on_the_seed(tmp_path):
     import torch
 
-    config = Path('configs/digits/retinanet_r18w8_8e_digits.py').resolve()
+    config = Path('configs/digits/retinanet_r18w16_6e_digits.py').resolve()
     weights = [
         torch.load(bench.untrained(config, folder, seed))['state_dict']['backbone.conv1.weight']
         for folder, seed in ((tmp_path, 0), (tmp_path, 1), (tmp_path / 'again', 0))

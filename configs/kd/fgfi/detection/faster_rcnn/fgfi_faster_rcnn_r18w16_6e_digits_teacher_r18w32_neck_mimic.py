@@ -1,0 +1,17 @@
+"""FGFI on the neck: Faster R-CNN on digit scenes, R-18 of width 16 by width 32.
+
+Command: densekd demo --detector faster-rcnn --method fgfi
+"""
+
+_base_ = ['../../../../digits/faster_rcnn_r18w16_6e_digits.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillDetector',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w32_8e_digits.py',
+        checkpoint='work_dirs/faster_rcnn_r18w32_8e_digits/epoch_8.pth',
+    ),
+    preset='fgfi',
+)
