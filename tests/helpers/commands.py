@@ -20,7 +20,7 @@ from densekd.wrappers.build import build_network
 from densekd.wrappers.config import load_config, plain
 from tests.helpers.detectors import retinanet
 
-CONFIG = 'configs/digits/retinanet_r18w8_8e_digits.py'
+DATA = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'digits' / 'detection.py'
 SIZE = 64
 
 
@@ -45,7 +45,7 @@ def tiny_config(data: Path, distilled: bool = True) -> dict[str, Any]:
         data: What `make_workplace` wrote to.
         distilled: Whether a teacher of twice the width stands beside the student.
     """
-    cfg = plain(copy.deepcopy(load_config(CONFIG))._cfg_dict.to_dict())
+    cfg = plain(copy.deepcopy(load_config(DATA))._cfg_dict.to_dict())
     for key in ('data_root', 'train_pipeline', 'test_pipeline', 'metainfo', 'classes'):
         cfg.pop(key, None)
     for split in ('train', 'val', 'test'):
@@ -59,7 +59,7 @@ def tiny_config(data: Path, distilled: bool = True) -> dict[str, Any]:
         cfg[f'{split}_evaluator']['ann_file'] = f'{data}/digits/annotations/instances_{split}.json'
     cfg['train_cfg'] = dict(type='EpochBasedTrainLoop', max_epochs=1, val_interval=1)
     cfg['param_scheduler'] = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3)]
-    cfg['max_epochs'] = 1
+    cfg['optim_wrapper'] = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3))
     cfg['model'] = retinanet(4, 16, 10)
     if distilled:
         cfg['model'] = dict(
