@@ -12,16 +12,26 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Packages are about that install a folder named tests, which would be found before this one.
+LAUNCHER = f"""
+import sys, types
+from pathlib import Path
+sys.modules['tests'] = types.ModuleType('tests')
+sys.modules['tests'].__path__ = [{str(ROOT / 'tests')!r}]
+from tests.helpers.distributed import main
+main(Path(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope='module')
 def found(digits: Path) -> list[dict[str, Any]]:
     """What each process found; see tests/helpers/distributed.py."""
     root = digits.parent
+    (root / 'launcher.py').write_text(LAUNCHER)
     command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
     command += ['--master_port', '0', '--rdzv_backend', 'c10d', '--rdzv_endpoint', 'localhost:0']
     result = subprocess.run(
-        [*command, str(ROOT / 'tests/helpers/distributed.py'), str(root)],
+        [*command, str(root / 'launcher.py'), str(root)],
         capture_output=True,
         text=True,
         check=False,

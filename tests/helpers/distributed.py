@@ -1,11 +1,10 @@
-"""What each of two processes does in tests/engine/test_distributed.py; started by torchrun."""
+"""What each of two processes does in tests/engine/test_distributed.py; torchrun starts it."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,3 @@ def main(root: Path) -> None:
     found = {**runs(root), 'gradients': gradients()}
     (root / f'found{os.environ["RANK"]}.json').write_text(json.dumps(found))
     distributed.destroy_process_group()
-
-
-if __name__ == '__main__':
-    main(Path(sys.argv[1]))
