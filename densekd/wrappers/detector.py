@@ -29,7 +29,6 @@ class DistillDetector(DistillModel):
     """
 
     scope = 'mmdet'
-    kinds = 'detector'
 
     def named_taps(self, model: Any) -> dict[str, Tap]:
         """Returns the named taps of a detector."""

@@ -51,7 +51,6 @@ class DistillModel(BaseModel):
     """
 
     scope: ClassVar[str] = 'mmengine'
-    kinds: ClassVar[str] = 'model'
 
     def __init__(
         self,
