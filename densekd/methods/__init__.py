@@ -43,6 +43,12 @@ from densekd.methods.response.binary_kl import (
     BinaryKLLoss,
     binary_kl_loss,
 )
+from densekd.methods.response.kd import (
+    KDDistillationHead,
+    KDLoss,
+    ensemble_kd_loss,
+    kd_loss,
+)
 from densekd.methods.response.kd_qfl import KDQFLDistillationHead, KDQFLLoss, kd_qfl_loss
 from densekd.registry import HEADS, LOSSES
 
@@ -57,6 +63,8 @@ __all__ = [
     'FGFILoss',
     'FitNetDistillationHead',
     'FitNetLoss',
+    'KDDistillationHead',
+    'KDLoss',
     'KDQFLDistillationHead',
     'KDQFLLoss',
     'LinearConnector',
@@ -67,9 +75,11 @@ __all__ = [
     'TeacherModule',
     'binary_kl_loss',
     'build',
+    'ensemble_kd_loss',
     'hint_loss',
     'imitation_loss',
     'imitation_mask',
+    'kd_loss',
     'kd_qfl_loss',
     'margin_from_bn',
     'ofd_loss',

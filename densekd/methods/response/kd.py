@@ -1,0 +1,300 @@
+"""KD: soft labels, the teacher's class probabilities at a raised temperature.
+
+Paper: Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014.
+    https://arxiv.org/abs/1503.02531
+Reads: logits before a softmax: a classifier's, or a segmentor's at the stride of its head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from densekd.core.anatomy import Anatomy
+from densekd.core.batch import Batch
+from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
+from densekd.core.ops import align, masked_mean
+from densekd.core.taps import Place, Value, tensors
+from densekd.errors import ConfigError, ShapeError, did_you_mean
+from densekd.methods.presets import choose_at, fitting_taps
+from densekd.registry import HEADS, LOSSES, PRESETS
+
+MODES = ('mean_prob', 'mean_logit')
+# Maps with a distribution for every class of every anchor, or one logit an anchor: no softmax
+# over their channels means anything.
+SIGMOID_TAPS = ('head.cls_logits', 'rpn.objectness')
+
+
+def kd_loss(
+    student: Tensor,  # (N, K) or (N, K, H, W) logits
+    teacher: Tensor,  # (N, K) or (N, K, H, W) logits
+    tau: float = 4.0,
+    valid: Tensor | None = None,  # (N, H, W) bool
+) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's class probabilities, at a temperature.
+
+        p = softmax(z_t / tau),  q = softmax(z_s / tau)
+        L = tau^2 mean_n sum_k p log(p/q)
+
+    On maps the mean runs over all valid pixels of the batch together, so that a pixel weighs the
+    same in every image. The factor tau^2 keeps the gradient's size when tau is changed. The
+    cross-entropy that the paper writes has the same gradient, and a floor that depends on the
+    teacher.
+
+    Args:
+        student: The student's logits.
+        teacher: The teacher's.
+        tau: Temperature.
+        valid: Which pixels count; None is all. Where none does, the loss is 0.
+
+    Deviations: dense ports that divide by N alone sum over the pixels, and need weights H*W times
+    smaller.
+
+    Raises:
+        ShapeError: If the shapes differ, or are none of the two.
+
+    Example:
+        >>> kd_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]), tau=2.0)
+        tensor(0.4438)
+    """
+    return _divergence(student, [teacher], tau, 'mean_prob', valid, 'kd_loss')
+
+
+def ensemble_kd_loss(
+    student: Tensor,  # (N, K) or (N, K, H, W) logits
+    teachers: Sequence[Tensor],  # M of the student's shape
+    tau: float = 4.0,
+    mode: str = 'mean_prob',
+) -> Tensor:
+    """`kd_loss` from the average of M teachers.
+
+        mean_prob:   p = 1/M sum_m softmax(z_m / tau)
+        mean_logit:  p = softmax(1/M sum_m z_m / tau)
+
+    Probabilities are averaged at the temperature. Averaged logits are the geometric mean of the
+    distributions, in which the teacher with the largest logits has the most to say.
+
+    Args:
+        student: The student's logits.
+        teachers: The teachers'.
+        tau: Temperature.
+        mode: What is averaged.
+
+    Raises:
+        ConfigError: If there is no such mode.
+        ShapeError: If there is no teacher, or a shape differs.
+
+    Example:
+        >>> student, second = torch.zeros(2, 1, 2)
+        >>> first = torch.tensor([[0.0, 4.0]])
+        >>> for mode in ('mean_prob', 'mean_logit'):
+        ...     ensemble_kd_loss(student, [first, second], tau=1.0, mode=mode)
+        tensor(0.1211)
+        tensor(0.3278)
+    """
+    return _divergence(student, list(teachers), tau, mode, None, 'ensemble_kd_loss')
+
+
+def _divergence(
+    student: Tensor,
+    teachers: list[Tensor],
+    tau: float,
+    mode: str,
+    valid: Tensor | None,
+    name: str,
+) -> Tensor:
+    _check_mode(mode, name)
+    _check_logits(student, teachers, name)
+    teachers = [teacher.detach() for teacher in teachers]
+    if valid is not None:
+        rows = (student.shape[0], *student.shape[2:])
+        if tuple(valid.shape) != rows:
+            raise ShapeError(
+                f'{name}: valid is {tuple(valid.shape)} for logits of {tuple(student.shape)}; it '
+                f'must be {rows}.'
+            )
+        # Before the softmax and not after it: what a network says of padding may be infinite,
+        # and a selected 0 would still have NaN for a gradient.
+        valid = valid.to(student.device, torch.bool)
+        ignored = ~valid.unsqueeze(1)
+        student = student.masked_fill(ignored, 0.0)
+        teachers = [teacher.masked_fill(ignored, 0.0) for teacher in teachers]
+    log_q = F.log_softmax(student / tau, 1)
+    log_p = _log_mean(teachers, tau, mode)
+    rows_kl = F.kl_div(log_q, log_p, reduction='none', log_target=True).sum(1)
+    return tau**2 * masked_mean(rows_kl, valid)
+
+
+def _log_mean(teachers: list[Tensor], tau: float, mode: str) -> Tensor:
+    """Returns the log-probabilities of the average teacher."""
+    if len(teachers) == 1:
+        return F.log_softmax(teachers[0] / tau, 1)
+    if mode == 'mean_logit':
+        return F.log_softmax(torch.stack(teachers).mean(0) / tau, 1)
+    logs = torch.stack([F.log_softmax(teacher / tau, 1) for teacher in teachers])
+    # In logs throughout: a probability that rounds to 0 has no logarithm.
+    return logs.logsumexp(0) - math.log(len(teachers))
+
+
+def _check_mode(mode: str, name: str) -> None:
+    if mode not in MODES:
+        raise ConfigError(f'{name}: there is no mode {mode!r}. {did_you_mean(mode, MODES)}')
+
+
+def _check_logits(student: Tensor, teachers: list[Tensor], name: str) -> None:
+    if not teachers:
+        raise ShapeError(f'{name}: it needs at least one teacher.')
+    if student.dim() not in (2, 4):
+        raise ShapeError(f'{name}: logits are (N, K) or (N, K, H, W), not {tuple(student.shape)}.')
+    for teacher in teachers:
+        if teacher.dim() == student.dim():
+            _check_classes(student.shape[1], teacher.shape[1], name)
+        check_same_shape(student, teacher, name)
+
+
+def _check_classes(student: int, teacher: int, name: str) -> None:
+    if student != teacher:
+        raise ShapeError(
+            f'{name}: the student has {student} classes and the teacher {teacher}; both must be '
+            'trained on the same classes, in the same order.'
+        )
+
+
+@LOSSES.register
+class KDLoss(DistillLoss):
+    """`kd_loss`, or `ensemble_kd_loss` where a distiller reads several teachers.
+
+    A teacher's map of another size is resized before the softmax. Where the wrapper says which
+    pixels of the input are valid, a cell counts if the pixel nearest to it does.
+
+    Args:
+        loss_weight: Factor.
+        tau: Temperature.
+        mode: What is averaged of several teachers, `'mean_prob'` or `'mean_logit'`.
+
+    Raises:
+        ConfigError: If the temperature is not positive, or there is no such mode.
+
+    Example:
+        >>> teachers = [torch.tensor([[0.0, 4.0]]), torch.tensor([[0.0, 0.0]])]
+        >>> KDLoss(tau=1.0, mode='mean_logit')(torch.zeros(1, 2), teachers)
+        tensor(0.3278)
+    """
+
+    ensemble = True
+    align = 'to_student'
+
+    def __init__(self, loss_weight: float = 1.0, tau: float = 4.0, mode: str = 'mean_prob') -> None:
+        super().__init__(loss_weight)
+        if not tau > 0:
+            raise ConfigError(f'KDLoss: tau is a temperature above 0, not {tau}.')
+        _check_mode(mode, 'KDLoss')
+        self.tau = tau
+        self.mode = mode
+
+    def bind(self, student: Place, teacher: Place) -> None:
+        """Refuses logits that no softmax over the classes is taken of.
+
+        Raises:
+            ConfigError: If a place has sigmoid logits.
+        """
+        for place in (student, teacher):
+            if place.tap.label in SIGMOID_TAPS:
+                raise ConfigError(f'KDLoss: {_sigmoid_advice(place.tap.label)}')
+
+    def forward(self, student: Value, teacher: Value, batch: Batch | None = None) -> Tensor:
+        """Returns the weighted loss; of several places, with one teacher, the sum.
+
+        Raises:
+            ShapeError: If the two sides can't be compared.
+        """
+        if not isinstance(student, list):
+            return super().forward(student, teacher, batch)
+        # Here the teacher's list is its places, and not one place of several teachers.
+        total = torch.zeros((), device=student[0].device)
+        for s, t in self._pair(student, tensors(teacher)):
+            total = total + super().forward(s, t, batch)
+        return total
+
+    def compute(self, student: Tensor, teacher: Any, batch: Batch) -> Tensor:
+        """Returns the unweighted loss; `teacher` is a tensor, or a list with one a teacher."""
+        teachers = [t.to(student.device) for t in tensors(teacher)]
+        teachers = [align(student, t, 'to_student')[1] for t in teachers]
+        return _divergence(
+            student, teachers, self.tau, self.mode, _valid_cells(student, batch), 'KDLoss'
+        )
+
+
+def _valid_cells(logits: Tensor, batch: Batch) -> Tensor | None:
+    """Returns which cells of a map (N, K, H, W) count, or None for all."""
+    if logits.dim() != 4 or not batch.has('valid'):
+        return None
+    valid = batch.valid
+    if valid is None or valid.shape[-2:] == logits.shape[-2:]:
+        return valid
+    size = (logits.shape[-2], logits.shape[-1])
+    return F.interpolate(valid[:, None].float(), size=size, mode='nearest')[:, 0] > 0.5
+
+
+def _sigmoid_advice(tap: str) -> str:
+    if tap == 'rpn.objectness':
+        return (
+            f'{tap!r} has one logit an anchor, where a softmax over classes means nothing. Take '
+            'WeightedSoftObjectnessLoss.'
+        )
+    return (
+        f'{tap!r} has a sigmoid for every class of every anchor, and a softmax over them is blind '
+        'to whether there is an object at all. Take kd_qfl or binary_kl.'
+    )
+
+
+@HEADS.register
+class KDDistillationHead(DistillationHead):
+    """Soft labels on logits, at temperature 4.
+
+    The weight 0.9 is meant beside a task loss of weight 0.1, as in
+    `scale_student_loss=dict(loss_cls=0.1)`. On maps there is no published pair; these are ours.
+    """
+
+    default_loss: ClassVar[dict[str, Any]] = {'type': 'KDLoss', 'loss_weight': 0.9, 'tau': 4.0}
+
+    def bind(self, student: Place, teacher: Place) -> None:
+        """Refuses unlike classes, and a single one, whose probability is always 1.
+
+        Raises:
+            ShapeError: If the classes can't be compared.
+            ConfigError: If a place has sigmoid logits.
+        """
+        super().bind(student, teacher)
+        if self.stu_connector is not None or self.tea_connector is not None:
+            return  # only the connectors know what becomes of the channels
+        for s, t in zip(student.shapes, teacher.shapes, strict=False):
+            if len(s) < 2 or len(t) < 2:
+                continue
+            _check_classes(s[1], t[1], 'KDDistillationHead')
+            if s[1] == 1:
+                raise ShapeError(
+                    f'KDDistillationHead: {student.tap.label!r} has one logit a place, whose '
+                    'softmax is always 1. Take binary_kl for a sigmoid.'
+                )
+
+
+@PRESETS.register(name='kd')
+def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
+    """Returns one distiller on a segmentor's or a classifier's logits."""
+    choose_at('kd', at, preset.at)
+    patterns = ('decode.logits', 'logits')
+    softmax = any(anatomy.both(pattern) for pattern in patterns)
+    if not softmax and anatomy.both('head.cls_logits'):
+        raise ConfigError(f"preset 'kd': {_sigmoid_advice('head.cls_logits')}")
+    name = fitting_taps('kd', anatomy, patterns)[0]
+    head = {'type': 'KDDistillationHead', 'name': 'kd'}
+    return [{'student_module': name, 'teacher_module': name, 'head': head}]
+
+
+preset.at = ('head',)
