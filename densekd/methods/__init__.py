@@ -29,6 +29,9 @@ from densekd.methods.connectors import (
     LinearConnector,
     TeacherModule,
 )
+from densekd.methods.feature.ab import ABDistillationHead, ABLoss, ab_loss
+from densekd.methods.feature.at import ATDistillationHead, ATLoss, at_loss, attention_map
+from densekd.methods.feature.cwd import CWDDistillationHead, CWDLoss, cwd_loss
 from densekd.methods.feature.fgfi import (
     FGFIDistillationHead,
     FGFILoss,
@@ -36,6 +39,7 @@ from densekd.methods.feature.fgfi import (
     imitation_mask,
 )
 from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
+from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
 from densekd.methods.response.binary_kl import (
@@ -53,9 +57,15 @@ from densekd.methods.response.kd_qfl import KDQFLDistillationHead, KDQFLLoss, kd
 from densekd.registry import HEADS, LOSSES
 
 __all__ = [
+    'ABDistillationHead',
+    'ABLoss',
+    'ATDistillationHead',
+    'ATLoss',
     'BNConnector',
     'BinaryKLDistillationHead',
     'BinaryKLLoss',
+    'CWDDistillationHead',
+    'CWDLoss',
     'ChannelConnector',
     'ConvConnector',
     'DistillationHead',
@@ -68,13 +78,19 @@ __all__ = [
     'KDQFLDistillationHead',
     'KDQFLLoss',
     'LinearConnector',
+    'MGDDistillationHead',
+    'MGDLoss',
     'OFDDistillationHead',
     'OFDLoss',
     'PKDDistillationHead',
     'PKDLoss',
     'TeacherModule',
+    'ab_loss',
+    'at_loss',
+    'attention_map',
     'binary_kl_loss',
     'build',
+    'cwd_loss',
     'ensemble_kd_loss',
     'hint_loss',
     'imitation_loss',
@@ -82,6 +98,7 @@ __all__ = [
     'kd_loss',
     'kd_qfl_loss',
     'margin_from_bn',
+    'mgd_loss',
     'ofd_loss',
     'pkd_loss',
 ]
