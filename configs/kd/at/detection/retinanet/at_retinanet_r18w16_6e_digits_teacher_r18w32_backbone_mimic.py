@@ -1,0 +1,17 @@
+"""AT on the backbone: RetinaNet on digit scenes, R-18 of width 16 by width 32.
+
+Command: densekd demo --detector retinanet --method at
+"""
+
+_base_ = ['../../../../digits/retinanet_r18w16_6e_digits.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillDetector',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../digits/retinanet_r18w32_8e_digits.py',
+        checkpoint='work_dirs/retinanet_r18w32_8e_digits/epoch_8.pth',
+    ),
+    preset='at',
+)
