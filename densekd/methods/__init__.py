@@ -47,6 +47,17 @@ from densekd.methods.response.binary_kl import (
     BinaryKLLoss,
     binary_kl_loss,
 )
+from densekd.methods.response.chen2017 import (
+    BoundedRegressionDistillationHead,
+    BoundedRegressionLoss,
+    WeightedSoftLabelDistillationHead,
+    WeightedSoftLabelLoss,
+    WeightedSoftObjectnessDistillationHead,
+    WeightedSoftObjectnessLoss,
+    bounded_regression_loss,
+    weighted_soft_label_loss,
+    weighted_soft_objectness_loss,
+)
 from densekd.methods.response.kd import (
     KDDistillationHead,
     KDLoss,
@@ -64,6 +75,8 @@ __all__ = [
     'BNConnector',
     'BinaryKLDistillationHead',
     'BinaryKLLoss',
+    'BoundedRegressionDistillationHead',
+    'BoundedRegressionLoss',
     'CWDDistillationHead',
     'CWDLoss',
     'ChannelConnector',
@@ -85,10 +98,15 @@ __all__ = [
     'PKDDistillationHead',
     'PKDLoss',
     'TeacherModule',
+    'WeightedSoftLabelDistillationHead',
+    'WeightedSoftLabelLoss',
+    'WeightedSoftObjectnessDistillationHead',
+    'WeightedSoftObjectnessLoss',
     'ab_loss',
     'at_loss',
     'attention_map',
     'binary_kl_loss',
+    'bounded_regression_loss',
     'build',
     'cwd_loss',
     'ensemble_kd_loss',
@@ -101,6 +119,8 @@ __all__ = [
     'mgd_loss',
     'ofd_loss',
     'pkd_loss',
+    'weighted_soft_label_loss',
+    'weighted_soft_objectness_loss',
 ]
 
 
