@@ -154,3 +154,170 @@ def binary_kl(
             divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
             total += tau**2 * divergence * (1 if weight is None else weight[r])
     return total / (len(student) if avg_factor is None else avg_factor)
+
+
+def softmax(z: list[float], tau: float = 1.0) -> list[float]:
+    powers = [math.exp(v / tau) for v in z]
+    return [v / sum(powers) for v in powers]
+
+
+def pixels(x: list[Any]) -> list[list[float]]:
+    """Returns the logits of each row of (N, K), or of each pixel of (N, K, H, W), row by row."""
+    if not isinstance(x[0][0], list):
+        return x
+    size = range(len(x[0][0])), range(len(x[0][0][0]))
+    return [[channel[h][w] for channel in image] for image in x for h in size[0] for w in size[1]]
+
+
+def kd(
+    student: list[Any],
+    teachers: list[Any],
+    tau: float,
+    mode: str = 'mean_prob',
+    valid: list[bool] | None = None,
+) -> float:
+    total, count = 0.0, 0
+    given = [pixels(t) for t in teachers]
+    for i, z_s in enumerate(pixels(student)):
+        if valid is not None and not valid[i]:
+            continue
+        rows = [teacher[i] for teacher in given]
+        if mode == 'mean_logit':
+            p = softmax([sum(column) / len(rows) for column in zip(*rows, strict=True)], tau)
+        else:
+            each = [softmax(row, tau) for row in rows]
+            p = [sum(column) / len(rows) for column in zip(*each, strict=True)]
+        q = softmax(z_s, tau)
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        count += 1
+    return tau**2 * total / count
+
+
+def weighted_soft_label(
+    student: list[Any], teacher: list[Any], bg_weight: float, tau: float
+) -> float:
+    total = 0.0
+    for z_s, z_t in zip(student, teacher, strict=True):
+        p, q = softmax(z_t, tau), softmax(z_s, tau)
+        for k in range(len(p)):
+            weight = bg_weight if k == len(p) - 1 else 1.0
+            total -= weight * p[k] * math.log(q[k])
+    return tau**2 * total / len(student)
+
+
+def weighted_soft_objectness(student: list[float], teacher: list[float], bg_weight: float) -> float:
+    total = 0.0
+    for z_s, z_t in zip(student, teacher, strict=True):
+        p, q = sigmoid(z_t), sigmoid(z_s)
+        total -= p * math.log(q) + bg_weight * (1 - p) * math.log(1 - q)
+    return total / len(student)
+
+
+def bounded_regression(
+    student: list[Any],
+    teacher: list[Any],
+    target: list[Any],
+    margin: float,
+    avg_factor: float | None,
+) -> float:
+    total = 0.0
+    for s, t, y in zip(student, teacher, target, strict=True):
+        mine = sum((a - b) ** 2 for a, b in zip(s, y, strict=True))
+        bar = sum((a - b) ** 2 for a, b in zip(t, y, strict=True))
+        if mine + margin > bar:
+            total += mine
+    return total / (len(student) if avg_factor is None else avg_factor)
+
+
+def attention(x: list[Any], p: float, kind: str) -> list[Any]:
+    pick = sum if kind == 'sum' else max
+    return [
+        [
+            [pick(abs(image[c][h][w]) ** p for c in range(len(image))) for w in range(len(row))]
+            for h, row in enumerate(image[0])
+        ]
+        for image in x
+    ]
+
+
+def at(student: list[Any], teacher: list[Any], p: float, kind: str) -> float:
+    total, count = 0.0, 0
+    for s, t in zip(attention(student, p, kind), attention(teacher, p, kind), strict=True):
+        vectors = []
+        for one in (s, t):
+            flat = [value for row in one for value in row]
+            length = math.sqrt(sum(value**2 for value in flat))
+            vectors.append([value / length for value in flat])
+        total += sum((a - b) ** 2 for a, b in zip(*vectors, strict=True))
+        count += len(vectors[0])
+    return total / count
+
+
+def ab(student: list[Any], teacher: list[Any], margin: float) -> float:
+    total = 0.0
+    for n, c, h, w in cells(student):
+        s, t = student[n][c][h][w], teacher[n][c][h][w]
+        if t > 0 and s < margin:
+            total += (margin - s) ** 2
+        if t <= 0 and s > -margin:
+            total += (margin + s) ** 2
+    return total / len(student)
+
+
+def cwd(student: list[Any], teacher: list[Any], tau: float, valid: list[Any] | None) -> float:
+    total = 0.0
+    for n, image in enumerate(student):
+        for c in range(len(image)):
+            at = [
+                (h, w)
+                for h, row in enumerate(image[c])
+                for w in range(len(row))
+                if valid is None or valid[n][h][w]
+            ]
+            shares = []
+            for x in (student, teacher):
+                powers = [math.exp(x[n][c][h][w] / tau) for h, w in at]
+                shares.append([power / sum(powers) for power in powers])
+            total += sum(p * math.log(p / q) for q, p in zip(*shares, strict=True))
+    return tau**2 * total / (len(student) * len(student[0]))
+
+
+def conv3x3(x: list[Any], weight: list[Any], bias: list[float]) -> list[Any]:
+    """A convolution of one image (C, H, W) with a border of zeros."""
+    height, width = len(x[0]), len(x[0][0])
+
+    def one(o: int, h: int, w: int) -> float:
+        value = bias[o]
+        for i, j, k in itertools.product(range(len(x)), range(3), range(3)):
+            y, z = h + j - 1, w + k - 1
+            if 0 <= y < height and 0 <= z < width:
+                value += weight[o][i][j][k] * x[i][y][z]
+        return value
+
+    return [[[one(o, h, w) for w in range(width)] for h in range(height)] for o in range(len(bias))]
+
+
+def mgd(
+    student: list[Any],
+    teacher: list[Any],
+    mask: list[Any],
+    first: tuple[list[Any], list[float]],
+    second: tuple[list[Any], list[float]],
+) -> float:
+    def kept(n: int, c: int, h: int, w: int) -> float:
+        own = mask[n]  # of one channel, or of one row and column
+        own = own[c if len(own) > 1 else 0]
+        own = own[h if len(own) > 1 else 0]
+        return student[n][c][h][w] * own[w if len(own) > 1 else 0]
+
+    total = 0.0
+    for n, image in enumerate(student):
+        masked = [
+            [[kept(n, c, h, w) for w in range(len(row))] for h, row in enumerate(channel)]
+            for c, channel in enumerate(image)
+        ]
+        middle = [[[max(v, 0.0) for v in row] for row in ch] for ch in conv3x3(masked, *first)]
+        made = conv3x3(middle, *second)
+        for _, c, h, w in cells([made]):
+            total += (made[c][h][w] - teacher[n][c][h][w]) ** 2
+    return total / len(student)

@@ -9,14 +9,25 @@ import torch
 from torch import Tensor
 
 from densekd.methods import (
+    MGDLoss,
+    ab_loss,
+    at_loss,
+    attention_map,
     binary_kl_loss,
+    bounded_regression_loss,
+    cwd_loss,
+    ensemble_kd_loss,
     hint_loss,
     imitation_loss,
     imitation_mask,
+    kd_loss,
     kd_qfl_loss,
     margin_from_bn,
+    mgd_loss,
     ofd_loss,
     pkd_loss,
+    weighted_soft_label_loss,
+    weighted_soft_objectness_loss,
 )
 
 
@@ -207,6 +218,123 @@ def test_imitation_pools_cells_over_levels() -> None:
     assert imitation_loss(students, teachers, masks).item() == (3 * 1 + 9) / (2 * 4)
 
 
+# AT
+
+
+def test_attention_by_hand() -> None:
+    assert at_loss(row(1, 0), row(0, 2)).item() == 1.0  # unit maps (1, 0), (0, 1): (1 + 1) / 2
+    feature = torch.tensor([[1.0, -2.0], [-3.0, 0.5]]).reshape(1, 2, 1, 2)
+    assert attention_map(feature, p=1).tolist() == [[[4.0, 2.5]]]  # signs do not cancel
+    assert attention_map(feature, p=3).tolist() == [[[28.0, 8.125]]]
+    assert attention_map(feature, kind='max').tolist() == [[[9.0, 4.0]]]
+
+
+def test_attention_does_not_see_scale_channel_order_or_channel_count() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    value = at_loss(s, t)
+    for same in (-7 * s, 1e-3 * s, s[:, [2, 0, 1]], torch.cat([s, s], 1)):
+        torch.testing.assert_close(at_loss(same, t), value)
+    torch.testing.assert_close(at_loss(s, 1e3 * t), value)
+    torch.testing.assert_close(at_loss(torch.cat([s, s]), torch.cat([t, t])), value)
+    assert at_loss(s, -2 * s).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_attention_is_at_most_two_over_the_number_of_cells() -> None:
+    s, t = torch.zeros(2, 1, 3, 4, 5)
+    s[..., 0, 0], t[..., 3, 4] = 1.0, 1.0
+    assert at_loss(s, t).item() == pytest.approx(2 / 20)
+    assert at_loss(torch.randn(4, 3, 1, 1), torch.randn(4, 3, 1, 1)).item() == 0.0
+
+
+# AB
+
+
+def test_boundaries_by_hand() -> None:
+    s, t = row(0, 2, -3, 0.5), row(1, 1, -1, -1)
+    terms = [ab_loss(s[..., i : i + 1], t[..., i : i + 1]).item() for i in range(4)]
+    assert terms == [1.0, 0.0, 0.0, 2.25]
+    assert ab_loss(s, t).item() == 3.25
+
+
+def test_boundaries_do_not_see_the_scale_of_the_teacher() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5)
+    assert ab_loss(s, 40 * t).item() == ab_loss(s, t).item()
+    assert ab_loss(s, t.relu()).item() == ab_loss(s, t).item()  # 0 counts as inactive
+    assert ab_loss(3 * s, t).item() != ab_loss(s, t).item()
+
+
+def test_boundaries_of_a_student_at_zero_are_the_squared_margin_of_each_element() -> None:
+    assert ab_loss(torch.zeros(2, 3, 4, 5), torch.randn(2, 3, 4, 5), 2.0).item() == 4.0 * 60
+
+
+def test_boundaries_are_not_zero_between_equal_maps() -> None:
+    assert ab_loss(row(0.5, -0.25), row(0.5, -0.25)).item() == 0.25 + 0.5625
+    assert ab_loss(row(1.5, -1.25), row(1.5, -1.25)).item() == 0.0
+
+
+# CWD
+
+
+def test_channels_as_distributions_by_hand() -> None:
+    third = math.log(3)
+    assert cwd_loss(row(0, 0), row(0, third)).item() == pytest.approx(0.130812, abs=1e-6)
+    s = row(0, 1, 2, 3).reshape(1, 1, 2, 2)
+    t = s.flip(2, 3)
+    assert cwd_loss(s, t).item() == pytest.approx(1.985305, abs=1e-6)
+    assert cwd_loss(s, t, tau=4.0).item() == pytest.approx(2.456761, abs=1e-6)
+    assert cwd_loss(s + 5, t).item() == pytest.approx(1.985305, abs=1e-6)
+    twice = [torch.cat([x, x], 1) for x in (s, t)]
+    assert cwd_loss(*twice).item() == pytest.approx(1.985305, abs=1e-6)
+    assert cwd_loss(2 * s, t).item() != pytest.approx(1.985305, abs=1e-2)
+
+
+def test_channels_do_not_see_a_constant_of_their_own() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    shift = torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(cwd_loss(s + shift, t - 3 * shift), cwd_loss(s, t))
+    assert cwd_loss(t + shift, t).item() == pytest.approx(0, abs=1e-14)
+
+
+def test_gradient_of_channels_is_the_difference_of_shares() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    s.requires_grad_()
+    cwd_loss(s, t, tau=2.0).backward()
+    shares = [x.detach().flatten(2).div(2.0).softmax(2).reshape(x.shape) for x in (s, t)]
+    torch.testing.assert_close(s.grad, 2.0 * (shares[0] - shares[1]) / 6)
+
+
+# MGD
+
+
+def test_generation_that_changes_nothing_is_a_squared_distance() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    every = torch.ones(2, 1, 4, 5)
+    value = mgd_loss(s, t, torch.nn.Identity(), every)
+    torch.testing.assert_close(value, (s - t).square().sum() / 2)
+    assert mgd_loss(t, t, torch.nn.Identity(), every).item() == 0.0
+
+
+def test_generation_from_nothing_does_not_see_the_student() -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    s.requires_grad_()
+    value = mgd_loss(s, t, torch.nn.Identity(), torch.zeros(2, 3, 1, 1))
+    value.backward()
+    torch.testing.assert_close(value.detach(), t.square().sum() / 2)
+    assert not s.grad.any()
+
+
+def test_masks_have_the_published_share_and_one_value_a_position_or_a_channel() -> None:
+    x = torch.zeros(4, 50, 40, 60)
+    mask = MGDLoss(masked=0.65).mask(x, seed=0)
+    assert mask.shape == (4, 1, 40, 60)
+    assert mask.float().mean().item() == pytest.approx(0.35, abs=0.02)
+    mask = MGDLoss(masked=0.15, mask_kind='channel').mask(x, seed=0)
+    assert mask.shape == (4, 50, 1, 1)
+    assert mask.float().mean().item() == pytest.approx(0.85, abs=0.06)
+    assert MGDLoss(masked=0.0).mask(x, seed=0).all()
+    assert not MGDLoss(masked=1.0).mask(x, seed=0).any()
+
+
 # Sigmoid logits
 
 
@@ -245,3 +373,156 @@ def test_temperature_is_squared() -> None:
     hot = binary_kl_loss(s, t, tau=1000.0, avg_factor=1)
     assert hot.item() == pytest.approx(((s - t) ** 2).sum().item() / 8, rel=1e-3)
     assert math.isfinite(hot.item())
+
+
+# KD
+
+
+def test_kd_by_hand() -> None:
+    s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert kd_loss(s, t, tau=2.0).item() == pytest.approx(0.443777, abs=1e-6)
+    assert kd_loss(s, t, tau=1.0).item() == pytest.approx(0.327813, abs=1e-6)
+
+
+def test_kd_of_a_map_is_the_mean_over_its_pixels() -> None:
+    s = torch.zeros(2, 2, 4, 5)
+    t = torch.tensor([0.0, 2.0]).reshape(1, 2, 1, 1).expand_as(s)
+    # Divided by the images alone, it would be 20 times that of one pixel.
+    assert kd_loss(s, t, tau=2.0).item() == pytest.approx(0.443777, abs=1e-6)
+
+
+def test_kd_pools_valid_pixels_over_images() -> None:
+    s = torch.zeros(2, 2, 1, 3)
+    t = torch.zeros(2, 2, 1, 3)
+    t[0, 1] = 2.0
+    valid = torch.tensor([[[True, False, False]], [[True, True, True]]])
+    # One pixel of four, and not the mean of one of one and none of three.
+    value = kd_loss(s, t, tau=2.0, valid=valid)
+    assert value.item() == pytest.approx(0.443777 / 4, abs=1e-6)
+
+
+def test_gradient_of_kd() -> None:
+    s, t = torch.randn(2, 5, 3, dtype=torch.float64)
+    for tau in (1.0, 4.0):
+        x = s.clone().requires_grad_()
+        kd_loss(x, t, tau).backward()
+        expected = tau * ((s / tau).softmax(1) - (t / tau).softmax(1)) / 5
+        torch.testing.assert_close(x.grad, expected)
+
+
+def test_kd_of_equal_logits_up_to_a_constant_is_zero_and_flat() -> None:
+    t = torch.randn(5, 3, dtype=torch.float64)
+    s = (t + 7 * torch.randn(5, 1, dtype=torch.float64)).requires_grad_()
+    value = kd_loss(s, t)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-14)
+    assert float(s.grad.abs().max()) < 1e-14
+
+
+def test_hot_kd_is_that_of_centred_logits() -> None:
+    s, t = torch.randn(2, 5, 3, dtype=torch.float64)
+    gap = (s - s.mean(1, keepdim=True)) - (t - t.mean(1, keepdim=True))
+    expected = gap.square().sum(1).mean().item() / (2 * 3)
+    assert kd_loss(s, t, tau=1000.0).item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(('mode', 'p'), [('mean_prob', 0.2590), ('mean_logit', 0.1192)])
+def test_ensembles_average_probabilities_or_logits(mode: str, p: float) -> None:
+    teachers = [torch.tensor([[0.0, 4.0]]), torch.tensor([[0.0, 0.0]])]
+    s = torch.zeros(1, 2, requires_grad=True)
+    ensemble_kd_loss(s, teachers, tau=1.0, mode=mode).backward()
+    assert s.grad[0].tolist() == pytest.approx([0.5 - p, p - 0.5], abs=1e-4)
+
+
+def test_an_ensemble_averages_at_the_temperature() -> None:
+    teachers = [torch.tensor([[0.0, 4.0]]), torch.tensor([[0.0, 0.0]])]
+    s = torch.zeros(1, 2, requires_grad=True)
+    ensemble_kd_loss(s, teachers, tau=2.0).backward()
+    first, second = 1 / (1 + math.exp(2)), 0.5
+    p = (first + second) / 2
+    assert s.grad[0].tolist() == pytest.approx([2 * (0.5 - p), 2 * (p - 0.5)], abs=1e-6)
+
+
+@pytest.mark.parametrize('mode', ['mean_prob', 'mean_logit'])
+def test_a_teacher_counted_thrice_is_one_teacher(mode: str) -> None:
+    s, t = torch.randn(2, 4, 3)
+    value = ensemble_kd_loss(s, [t, t, t], mode=mode)
+    torch.testing.assert_close(value, kd_loss(s, t))
+
+
+# Chen 2017
+
+
+def test_weighted_soft_labels_by_hand() -> None:
+    t = torch.tensor([[2.0, 0.0, 1.0], [0.0, 0.0, 3.0]])
+    s = torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
+    rows = [weighted_soft_label_loss(s[i : i + 1], t[i : i + 1]).item() for i in range(2)]
+    assert rows == pytest.approx([1.233043, 0.728789], abs=1e-6)
+    # The background is the last column: with the weight on the first it would be 1.0310.
+    assert weighted_soft_label_loss(s, t).item() == pytest.approx(0.980916, abs=1e-6)
+    assert weighted_soft_label_loss(s, t, 1.0).item() == pytest.approx(0.821027, abs=1e-6)
+
+
+def test_weighted_soft_labels_lean_to_the_background() -> None:
+    p = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64)
+    s = torch.tensor([[0.16, 0.24, 0.60]], dtype=torch.float64).log().requires_grad_()
+    weighted_soft_label_loss(s, p.log()).backward()
+    assert float(s.grad.abs().max()) < 1e-12
+    s = p.log().requires_grad_()
+    weighted_soft_label_loss(s, p.log()).backward()
+    weight = torch.tensor([1.0, 1.0, 1.5]).double()
+    torch.testing.assert_close(s.grad, p * (weight * p).sum() - weight * p)
+
+
+@pytest.mark.parametrize('tau', [1.0, 3.0])
+def test_unweighted_soft_labels_have_the_gradient_of_kd(tau: float) -> None:
+    s, t = torch.randn(2, 5, 4, dtype=torch.float64)
+    s.requires_grad_()
+    (weighted,) = torch.autograd.grad(weighted_soft_label_loss(s, t, 1.0, tau), s)
+    (plain,) = torch.autograd.grad(kd_loss(s, t, tau), s)
+    torch.testing.assert_close(weighted, plain)
+
+
+def test_objectness_is_a_softmax_over_object_and_background() -> None:
+    s, t = torch.randn(2, 6, 2, dtype=torch.float64)
+    value = weighted_soft_objectness_loss(s[:, 0] - s[:, 1], t[:, 0] - t[:, 1], 1.5)
+    assert value.item() == pytest.approx(weighted_soft_label_loss(s, t, 1.5).item())
+
+
+@pytest.mark.parametrize(
+    ('margin', 'expected'),
+    # The second box is better than the teacher's, but not by 0.03.
+    [(0.0, [0, 0, 0.18, 0]), (0.01, [0, 0, 0.18, 0]), (0.03, [0, 0.04, 0.18, 0])],
+)
+def test_bounded_regression_by_hand(margin: float, expected: list[float]) -> None:
+    # Errors of the student 0.04, 0.04, 0.18, 0 and of the teacher 0.08, 0.0625, 0.01, 0.25.
+    y = torch.randn(4, 4, dtype=torch.float64)
+    s, t = torch.zeros(2, 4, 4, dtype=torch.float64)
+    s[0, 0], s[1, 3], s[2, 1], s[2, 2] = 0.2, -0.2, 0.3, 0.3
+    t[0, 1], t[0, 2], t[1, 0], t[2, 2], t[3, 0] = 0.2, -0.2, 0.25, 0.1, -0.5
+    s, t = s + y, t + y
+    values = [
+        bounded_regression_loss(s[i : i + 1], t[i : i + 1], y[i : i + 1], margin).item()
+        for i in range(4)
+    ]
+    assert values == pytest.approx(expected, abs=1e-12)
+    total = bounded_regression_loss(s, t, y, margin)
+    assert total.item() == pytest.approx(sum(expected) / 4)
+    assert bounded_regression_loss(s, t, y, margin, 10).item() == pytest.approx(sum(expected) / 10)
+
+
+@pytest.mark.parametrize(('error', 'expected'), [(0.5, 0.5), (0.4, 0.0)])
+def test_the_margin_is_how_far_the_student_must_be_ahead(error: float, expected: float) -> None:
+    s = torch.tensor([[math.sqrt(error), 0.0, 0.0, 0.0]], requires_grad=True)
+    t = torch.tensor([[0.0, math.sqrt(0.55), 0.0, 0.0]])
+    value = bounded_regression_loss(s, t, torch.zeros(1, 4), margin=0.1)
+    value.backward()
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    assert bool(s.grad.any()) == (expected > 0)
+
+
+def test_a_student_as_good_as_its_teacher_is_left_alone_without_a_margin() -> None:
+    s, y = torch.randn(2, 6, 4)
+    assert bounded_regression_loss(s, s.clone(), y).item() == 0.0
+    value = bounded_regression_loss(s, s.clone(), y, margin=1e-3, avg_factor=1)
+    torch.testing.assert_close(value, (s - y).square().sum())

@@ -9,14 +9,24 @@ import torch
 from torch import Tensor
 
 from densekd.methods import (
+    ab_loss,
+    at_loss,
+    attention_map,
     binary_kl_loss,
+    bounded_regression_loss,
+    cwd_loss,
+    ensemble_kd_loss,
     hint_loss,
     imitation_loss,
     imitation_mask,
+    kd_loss,
     kd_qfl_loss,
     margin_from_bn,
+    mgd_loss,
     ofd_loss,
     pkd_loss,
+    weighted_soft_label_loss,
+    weighted_soft_objectness_loss,
 )
 from tests.methods import reference
 
@@ -74,6 +84,58 @@ def test_margins() -> None:
 def test_pkd(shape: tuple[int, ...]) -> None:
     s, t = random(*shape), random(*shape, seed=1)
     check(lambda x: pkd_loss(x, t), lambda x: reference.pkd(x.tolist(), t.tolist()), s)
+
+
+@pytest.mark.parametrize('kind', ['sum', 'max'])
+@pytest.mark.parametrize('p', [1, 1.5, 2, 3, 4.0])
+def test_at(p: float, kind: str) -> None:
+    s, t = random(2, 3, 2, 4), random(2, 5, 2, 4, seed=1)
+    slow = torch.tensor(reference.attention(s.tolist(), p, kind)).double()
+    torch.testing.assert_close(attention_map(s, p, kind), slow, rtol=1e-6, atol=1e-9)
+    check(
+        lambda x: at_loss(x, t, p, kind),
+        lambda x: reference.at(x.tolist(), t.tolist(), p, kind),
+        s,
+    )
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('margin', [0.5, 1.0, 2.0])
+def test_ab(shape: tuple[int, ...], margin: float) -> None:
+    s, t = random(*shape), random(*shape, seed=1)
+    check(
+        lambda x: ab_loss(x, t, margin), lambda x: reference.ab(x.tolist(), t.tolist(), margin), s
+    )
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('tau', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('masked', [False, True])
+def test_cwd(shape: tuple[int, ...], tau: float, masked: bool) -> None:
+    s, t = random(*shape), random(*shape, seed=1)
+    valid = random(shape[0], *shape[2:], seed=2) > -0.5 if masked else None
+    listed = valid.tolist() if masked else None
+    check(
+        lambda x: cwd_loss(x, t, tau, valid),
+        lambda x: reference.cwd(x.tolist(), t.tolist(), tau, listed),
+        s,
+    )
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('kind', ['position', 'channel'])
+def test_mgd(shape: tuple[int, ...], kind: str) -> None:
+    n, c, h, w = shape
+    s, t = random(*shape), random(*shape, seed=1)
+    mask = random(*((n, 1, h, w) if kind == 'position' else (n, c, 1, 1)), seed=2) > -0.3
+    layers = [torch.nn.Conv2d(c, c, 3, padding=1).double() for _ in range(2)]
+    block = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1])
+    listed = [(layer.weight.tolist(), layer.bias.tolist()) for layer in layers]
+    check(
+        lambda x: mgd_loss(x, t, block, mask),
+        lambda x: reference.mgd(x.tolist(), t.tolist(), mask.tolist(), *listed),
+        s,
+    )
 
 
 def grid(height: int, width: int, stride: int, sides: list[tuple[float, float]]) -> Tensor:
@@ -138,3 +200,72 @@ def test_sigmoid_losses(weighted: bool, avg_factor: float | None, option: float)
             lambda x, f=slow: f(x.tolist(), t.tolist(), option, listed, avg_factor),
             s,
         )
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 2, 4), (3, 2, 1, 2)])
+@pytest.mark.parametrize('tau', [0.7, 1.0, 4.0])
+def test_kd(shape: tuple[int, ...], tau: float) -> None:
+    s, t = 2 * random(*shape), 2 * random(*shape, seed=1)
+    check(lambda x: kd_loss(x, t, tau), lambda x: reference.kd(x.tolist(), [t.tolist()], tau), s)
+
+
+def test_kd_of_valid_pixels() -> None:
+    s, t = random(2, 3, 3, 2), random(2, 3, 3, 2, seed=1)
+    valid = random(2, 3, 2, seed=2) > 0
+    assert 0 < int(valid[0].sum()) != int(valid[1].sum())  # pooled is not the mean of means
+    listed = valid.flatten().tolist()
+    check(
+        lambda x: kd_loss(x, t, 2.0, valid),
+        lambda x: reference.kd(x.tolist(), [t.tolist()], 2.0, valid=listed),
+        s,
+    )
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (2, 3, 2, 2)])
+@pytest.mark.parametrize('mode', ['mean_prob', 'mean_logit'])
+@pytest.mark.parametrize('count', [1, 2, 3])
+def test_ensembles(shape: tuple[int, ...], mode: str, count: int) -> None:
+    s = random(*shape)
+    teachers = [3 * random(*shape, seed=i + 1) for i in range(count)]
+    listed = [t.tolist() for t in teachers]
+    check(
+        lambda x: ensemble_kd_loss(x, teachers, 2.0, mode),
+        lambda x: reference.kd(x.tolist(), listed, 2.0, mode),
+        s,
+    )
+
+
+@pytest.mark.parametrize('bg_weight', [0.0, 1.0, 1.5])
+@pytest.mark.parametrize('tau', [1.0, 3.0])
+def test_weighted_soft_labels(bg_weight: float, tau: float) -> None:
+    s, t = 2 * random(5, 4), 2 * random(5, 4, seed=1)
+    check(
+        lambda x: weighted_soft_label_loss(x, t, bg_weight, tau),
+        lambda x: reference.weighted_soft_label(x.tolist(), t.tolist(), bg_weight, tau),
+        s,
+    )
+
+
+@pytest.mark.parametrize('bg_weight', [0.0, 1.0, 1.5])
+def test_weighted_soft_objectness(bg_weight: float) -> None:
+    s, t = 2 * random(7), 2 * random(7, seed=1)
+    check(
+        lambda x: weighted_soft_objectness_loss(x, t, bg_weight),
+        lambda x: reference.weighted_soft_objectness(x.tolist(), t.tolist(), bg_weight),
+        s,
+    )
+
+
+@pytest.mark.parametrize('margin', [0.0, 2.0])
+@pytest.mark.parametrize('avg_factor', [None, 2.5])
+def test_bounded_regression(margin: float, avg_factor: float | None) -> None:
+    s, t, y = random(9, 4), random(9, 4, seed=1), random(9, 4, seed=2)
+    check(
+        lambda x: bounded_regression_loss(x, t, y, margin, avg_factor),
+        lambda x: reference.bounded_regression(
+            x.tolist(), t.tolist(), y.tolist(), margin, avg_factor
+        ),
+        s,
+    )
+    worse = (s - y).square().sum(1) + margin > (t - y).square().sum(1)
+    assert bool(worse.any()) and not bool(worse.all())
