@@ -101,18 +101,87 @@ def test_fitnet() -> None:
         assert table(preset('fitnet', classifier(stages))) == {'fitnet_c3': ('backbone.c3', 100.0)}
 
 
+def test_at() -> None:
+    distillers = preset('at', detector())
+    assert table(distillers) == {f'at_c{i}': (f'backbone.c{i}', 1000.0) for i in (3, 4, 5)}
+    assert [d['head']['loss']['reference'] for d in distillers] == [784, 196, 49]
+    plain = preset('at', classifier(STAGES[:3]))
+    assert [d['head']['loss'] for d in plain] == [{'type': 'ATLoss', 'loss_weight': 1000.0}] * 3
+
+
+def test_ab() -> None:
+    assert table(preset('ab', classifier(STAGES[:3]))) == {
+        'ab_c2': ('backbone.c2.pre_relu', 7.5e-4),
+        'ab_c3': ('backbone.c3.pre_relu', 1.5e-3),
+        'ab_c4': ('backbone.c4.pre_relu', 3e-3),
+    }
+    dense = preset('ab', detector())
+    assert [d['head']['loss']['loss_weight'] for d in dense] == [7.5e-6, 1.5e-5, 3e-5]
+    assert [d['head']['loss']['reference'] for d in dense] == [784, 196, 49]
+
+
+def test_cwd() -> None:
+    for kind in ('one-stage', 'two-stage'):
+        levels = {f'cwd_p{i}': (f'neck.p{i}', 10.0) for i in (3, 4, 5, 6, 7)}
+        assert table(preset('cwd', detector(kind))) == levels
+    segmentor = anatomy('segmentor', ['neck.p3', 'decode.logits'])
+    (logits,) = preset('cwd', segmentor)
+    assert table([logits]) == {'cwd_logits': ('decode.logits', 3.0)}
+    assert build(logits['head']).loss.tau == 4.0
+    (level,) = preset('cwd', segmentor, 'neck')
+    assert build(level['head']).loss.tau == 1.0
+    with pytest.raises(ConfigError, match="preset 'cwd': it needs a tap decode.logits"):
+        preset('cwd', detector(), 'head')
+
+
+@pytest.mark.parametrize(
+    ('of', 'expected'),
+    [
+        (detector(), ['neck.p3', 'neck.p4', 'neck.p5', 'neck.p6', 'neck.p7', 2e-5, 0.65]),
+        (
+            detector('two-stage'),
+            ['neck.p3', 'neck.p4', 'neck.p5', 'neck.p6', 'neck.p7', 5e-7, 0.45],
+        ),
+        (anatomy('segmentor', [*STAGES, 'decode.logits']), ['backbone.c5', 2e-5, 0.75]),
+        (classifier(STAGES[:3]), ['backbone.c4', 7e-5, 0.15]),
+    ],
+    ids=lambda x: getattr(x, 'kind', ''),
+)
+def test_mgd(of: Anatomy, expected: list[Any]) -> None:
+    distillers = preset('mgd', of)
+    loss = build(distillers[0]['head']).loss
+    assert [*(d['student_module'] for d in distillers), loss.loss_weight, loss.masked] == expected
+    assert loss.mask_kind == ('channel' if of.kind == 'classifier' else 'position')
+
+
 @pytest.mark.parametrize('name', ['kd_qfl', 'binary_kl'])
 def test_dense_logits(name: str) -> None:
     assert table(preset(name, detector())) == {name: ('head.cls_logits', 1.0)}
 
 
-OURS = ['binary_kl', 'fgfi', 'fitnet', 'kd_qfl', 'ofd', 'pkd']
+def test_kd_stands_on_logits_of_a_softmax() -> None:
+    segmentor = anatomy('segmentor', ['backbone.c5', 'decode.logits', 'aux.logits'])
+    assert table(preset('kd', segmentor)) == {'kd': ('decode.logits', 0.9)}
+    assert table(preset('kd', classifier(STAGES), 'head')) == {'kd': ('logits', 0.9)}
+    assert build(preset('kd', segmentor)[0]['head']).loss.tau == 4.0
+
+
+def test_kd_of_a_dense_detector_is_refused_with_what_fits() -> None:
+    with pytest.raises(ConfigError, match="preset 'kd': .*Take kd_qfl or binary_kl"):
+        preset('kd', detector())
+    with pytest.raises(ConfigError, match="preset 'kd': it needs a tap decode.logits or logits"):
+        preset('kd', anatomy('two-stage', ['neck.p3']))
+    with pytest.raises(ConfigError, match="preset 'kd': there is no at='neck'"):
+        preset('kd', detector(), 'neck')
+
+
+OURS = ['ab', 'at', 'binary_kl', 'cwd', 'fgfi', 'fitnet', 'kd_qfl', 'mgd', 'ofd', 'pkd']
 
 
 @pytest.mark.parametrize('name', OURS)
 def test_every_preset_says_where_it_stands_and_names_its_heads_apart(name: str) -> None:
     for at in PRESETS.get(name, 'test').at:
-        if (name, at) == ('ofd', 'head'):
+        if (name, at) in (('ofd', 'head'), ('cwd', 'head')):
             continue  # segmentors
         heads = [d['head']['name'] for d in preset(name, detector(), at)]
         assert len(set(heads)) == len(heads)

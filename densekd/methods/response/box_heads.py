@@ -30,7 +30,8 @@ def deltas_of_class(
         return deltas
     # There is no column of the background, which no positive box has for a label.
     index = labels.long()[:, None, None].expand(-1, 1, 4)
-    return deltas.reshape(len(deltas), -1, 4).gather(1, index)[:, 0]
+    each = deltas.reshape(len(deltas), deltas.shape[1] // 4, 4)
+    return each.gather(1, index)[:, 0]
 
 
 def objectness_rows(
