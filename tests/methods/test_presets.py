@@ -159,6 +159,22 @@ def test_dense_logits(name: str) -> None:
     assert table(preset(name, detector())) == {name: ('head.cls_logits', 1.0)}
 
 
+def test_kd_stands_on_logits_of_a_softmax() -> None:
+    segmentor = anatomy('segmentor', ['backbone.c5', 'decode.logits', 'aux.logits'])
+    assert table(preset('kd', segmentor)) == {'kd': ('decode.logits', 0.9)}
+    assert table(preset('kd', classifier(STAGES), 'head')) == {'kd': ('logits', 0.9)}
+    assert build(preset('kd', segmentor)[0]['head']).loss.tau == 4.0
+
+
+def test_kd_of_a_dense_detector_is_refused_with_what_fits() -> None:
+    with pytest.raises(ConfigError, match="preset 'kd': .*Take kd_qfl or binary_kl"):
+        preset('kd', detector())
+    with pytest.raises(ConfigError, match="preset 'kd': it needs a tap decode.logits or logits"):
+        preset('kd', anatomy('two-stage', ['neck.p3']))
+    with pytest.raises(ConfigError, match="preset 'kd': there is no at='neck'"):
+        preset('kd', detector(), 'neck')
+
+
 OURS = ['ab', 'at', 'binary_kl', 'cwd', 'fgfi', 'fitnet', 'kd_qfl', 'mgd', 'ofd', 'pkd']
 
 

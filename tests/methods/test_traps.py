@@ -17,11 +17,14 @@ from densekd.methods import (
     ABLoss,
     ATLoss,
     BinaryKLLoss,
+    BoundedRegressionLoss,
     CWDDistillationHead,
     CWDLoss,
     FGFIDistillationHead,
     FGFILoss,
     FitNetLoss,
+    KDDistillationHead,
+    KDLoss,
     KDQFLLoss,
     MGDDistillationHead,
     MGDLoss,
@@ -29,19 +32,26 @@ from densekd.methods import (
     OFDLoss,
     PKDDistillationHead,
     PKDLoss,
+    WeightedSoftLabelLoss,
+    WeightedSoftObjectnessLoss,
     ab_loss,
     at_loss,
     attention_map,
     binary_kl_loss,
+    bounded_regression_loss,
     cwd_loss,
+    ensemble_kd_loss,
     hint_loss,
     imitation_loss,
     imitation_mask,
+    kd_loss,
     kd_qfl_loss,
     margin_from_bn,
     mgd_loss,
     ofd_loss,
     pkd_loss,
+    weighted_soft_label_loss,
+    weighted_soft_objectness_loss,
 )
 from densekd.methods.feature import fgfi
 
@@ -757,3 +767,364 @@ def test_heads_work_without_a_model_around() -> None:
 def test_margins_need_a_place() -> None:
     with pytest.raises(DenseKDError, match='margins come from the place'):
         OFDLoss()(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+
+
+# KD
+
+
+LOGIT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    'kd': kd_loss,
+    'mean_prob': lambda s, t: ensemble_kd_loss(s, [t, t + 1]),
+    'mean_logit': lambda s, t: ensemble_kd_loss(s, [t, t + 1], mode='mean_logit'),
+    'soft_label': weighted_soft_label_loss,
+    'objectness': lambda s, t: weighted_soft_objectness_loss(s.flatten(), t.flatten()),
+    'bounded': lambda s, t: bounded_regression_loss(s, t, torch.zeros_like(s), 1e9),
+}
+logits = pytest.mark.parametrize('loss', LOGIT_LOSSES.values(), ids=LOGIT_LOSSES.keys())
+
+
+@logits
+@pytest.mark.parametrize('kind', [torch.float32, torch.float64])
+def test_logit_losses_teach_the_student_alone(
+    loss: Callable[..., Tensor], kind: torch.dtype
+) -> None:
+    s, t = torch.randn(2, 5, 4).to(kind)
+    s.requires_grad_()
+    t.requires_grad_()
+    value = loss(s, t)
+    value.backward()
+    assert value.dtype == kind and value.dim() == 0
+    assert t.grad is None
+    assert bool(s.grad.isfinite().all()) and bool(s.grad.any())
+
+
+@logits
+def test_logit_losses_of_nothing_are_an_attached_zero(loss: Callable[..., Tensor]) -> None:
+    s = torch.zeros(0, 4, requires_grad=True)
+    value = loss(s, torch.zeros(0, 4))
+    value.backward()
+    assert value.item() == 0.0
+
+
+@logits
+def test_certain_networks_that_disagree_are_finite(loss: Callable[..., Tensor]) -> None:
+    # Probabilities round to 0 and 1 here, whose logarithm is infinite.
+    s = torch.tensor([[2000.0, 0.0, -2000.0, 0.0]], requires_grad=True)
+    value = loss(s, torch.tensor([[-2000.0, 0.0, 2000.0, 0.0]]))
+    value.backward()
+    assert bool(value.isfinite()) and bool(s.grad.isfinite().all())
+
+
+@pytest.mark.parametrize('loss', [kd_loss, weighted_soft_label_loss])
+def test_unlike_classes_are_refused(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(ShapeError, match=r'the student has \d classes and the teacher \d'):
+        loss(torch.zeros(2, 4), torch.zeros(2, 5))
+    with pytest.raises(ShapeError, match=r'the student has \d classes and the teacher \d'):
+        loss(torch.zeros(2, 4), torch.zeros(2, 1))  # which would be broadcast
+    with pytest.raises(ShapeError, match='the student has 2 images and the teacher 3'):
+        loss(torch.zeros(2, 4), torch.zeros(3, 4))
+
+
+def test_kd_refuses_what_are_no_logits() -> None:
+    with pytest.raises(ShapeError, match=r'\(N, K\) or \(N, K, H, W\), not \(2, 5, 4\)'):
+        kd_loss(torch.zeros(2, 5, 4), torch.zeros(2, 5, 4))
+    with pytest.raises(ShapeError, match='at least one teacher'):
+        ensemble_kd_loss(torch.zeros(2, 4), [])
+    with pytest.raises(ConfigError, match="'mean_prb'. Did you mean 'mean_prob'"):
+        ensemble_kd_loss(torch.zeros(2, 4), [torch.zeros(2, 4)], mode='mean_prb')
+    with pytest.raises(ShapeError, match=r'valid is \(2, 1, 3\).*must be \(2, 3, 3\)'):
+        ones = torch.ones(2, 1, 3, dtype=torch.bool)
+        kd_loss(torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3), valid=ones)
+
+
+@pytest.mark.parametrize('junk', [float('inf'), float('nan'), 1e30])
+def test_ignored_pixels_may_hold_anything(junk: float) -> None:
+    s, t = torch.randn(2, 2, 3, 4, 5)
+    valid = torch.rand(2, 4, 5) > 0.5
+    expected = kd_loss(s, t, valid=valid)
+    hidden = ~valid[:, None].expand_as(s)
+    x = s.masked_fill(hidden, junk).requires_grad_()
+    value = kd_loss(x, t.masked_fill(hidden, junk), valid=valid)
+    value.backward()
+    torch.testing.assert_close(value, expected)
+    assert bool(x.grad.isfinite().all()) and not x.grad[hidden].any()
+
+
+def test_kd_without_a_valid_pixel_is_an_attached_zero() -> None:
+    s = torch.randn(2, 3, 4, 5, requires_grad=True)
+    value = kd_loss(s, torch.randn(2, 3, 4, 5), valid=torch.zeros(2, 4, 5, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0.0 and not s.grad.any()
+
+
+def test_kd_module_takes_valid_pixels_where_there_are_any() -> None:
+    s, t = torch.randn(2, 2, 3, 2, 3)
+    cells = torch.tensor([[[True, True, False], [True, True, False]], [[True] * 3, [False] * 3]])
+    pixels = cells.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    expected = kd_loss(s, t, 2.0, cells)
+    module = KDLoss(loss_weight=3.0, tau=2.0)
+    torch.testing.assert_close(module(s, t, Batch({'valid': lambda: pixels})), 3 * expected)
+    torch.testing.assert_close(module(s, t, Batch({'valid': cells})), 3 * expected)
+    torch.testing.assert_close(module(s, t), 3 * kd_loss(s, t, 2.0))
+    assert abs(float(expected - kd_loss(s, t, 2.0))) > 1e-3
+    several = module(s, [t, t], Batch({'valid': pixels}))
+    torch.testing.assert_close(several, 3 * expected)
+    # Logits of images have no pixels.
+    row = module(s[:, :, 0, 0], t[:, :, 0, 0], Batch({'valid': pixels}))
+    torch.testing.assert_close(row, 3 * kd_loss(s[:, :, 0, 0], t[:, :, 0, 0], 2.0))
+
+
+def test_the_teachers_logits_are_resized_before_the_softmax() -> None:
+    s, t = torch.randn(2, 3, 4, 6), 5 * torch.randn(2, 3, 8, 12)
+    small = torch.nn.functional.interpolate(t, size=(4, 6), mode='bilinear', align_corners=False)
+    torch.testing.assert_close(KDLoss()(s, t), kd_loss(s, small))
+    torch.testing.assert_close(KDLoss()(s, [t, small]), kd_loss(s, small))
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_kd_is_float32_under_autocast(several: bool) -> None:
+    s, t = torch.randn(2, 4, 3)
+    teacher = [t, t] if several else t
+    with torch.autocast('cpu', torch.bfloat16):
+        value = KDLoss()(s.bfloat16(), [x.bfloat16() for x in teacher] if several else t.bfloat16())
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, kd_loss(s.bfloat16().float(), t.bfloat16().float()))
+
+
+def test_a_list_of_places_is_not_a_list_of_teachers() -> None:
+    # As two teachers of the first place, the student's second place would never be looked at.
+    s, t = torch.randn(2, 2, 4, 3)
+    expected = kd_loss(s[0], t[0]) + kd_loss(s[1], t[1])
+    torch.testing.assert_close(KDLoss()([s[0], s[1]], [t[0], t[1]]), expected)
+    with pytest.raises(ShapeError, match='the student tap gives 2 tensors'):
+        KDLoss()([s[0], s[1]], [t[0]])
+
+
+@pytest.mark.parametrize('mode', ['mean_prob', 'mean_logit'])
+def test_no_gradient_reaches_any_of_several_teachers(mode: str) -> None:
+    s = torch.randn(4, 3, requires_grad=True)
+    teachers = [torch.randn(4, 3, requires_grad=True) for _ in range(3)]
+    KDDistillationHead(loss={'mode': mode})(s, teachers).backward()
+    assert bool(s.grad.any()) and all(t.grad is None for t in teachers)
+
+
+def test_options_of_kd_are_checked() -> None:
+    with pytest.raises(ConfigError, match='tau is a temperature above 0'):
+        KDLoss(tau=0.0)
+    with pytest.raises(ConfigError, match="Did you mean 'mean_logit'"):
+        KDLoss(mode='mean_logits')
+
+
+@pytest.mark.parametrize(
+    ('tap', 'advice'),
+    [('head.cls_logits', 'kd_qfl or binary_kl'), ('rpn.objectness', 'WeightedSoftObjectnessLoss')],
+)
+def test_kd_of_sigmoids_is_refused_when_it_is_built(tap: str, advice: str) -> None:
+    head = DistillationHead(loss='KDLoss')
+    with pytest.raises(ConfigError, match=advice):
+        head.bind(place(tap), place(tap))
+
+
+def test_kd_of_unlike_or_single_classes_is_refused_when_it_is_built() -> None:
+    with pytest.raises(ShapeError, match='the student has 3 classes and the teacher 4'):
+        KDDistillationHead().bind(place('logits'), place('logits', ((1, 4, 4, 5),)))
+    one = place('decode.logits', ((1, 1, 4, 5),))
+    with pytest.raises(ShapeError, match="'decode.logits' has one logit a place.*binary_kl"):
+        KDDistillationHead().bind(one, one)
+    # Behind a connector the channels may be anything.
+    head = KDDistillationHead(stu_connector={'type': 'ConvConnector'})
+    head.bind(place('embedding'), place('logits', ((1, 4, 4, 5),)))
+    assert head(torch.randn(1, 3, 4, 5), torch.randn(1, 4, 4, 5)).requires_grad
+
+
+# Chen 2017
+
+
+def regions(count: int = 6) -> dict[str, object]:
+    """Returns the fields of regions of two classes and background, every second positive."""
+    labels = torch.tensor([0, 2, 1, 2, 1, 2])[:count]
+    return {
+        'rois': torch.zeros(count, 5),
+        'roi_labels': labels,
+        'roi_positive': labels < 2,
+        'roi_box_targets': torch.randn(count, 4),
+    }
+
+
+def test_soft_labels_are_compared_on_the_students_regions() -> None:
+    s, t = torch.randn(2, 6, 3)
+    module = WeightedSoftLabelLoss(loss_weight=0.5, bg_weight=2.0)
+    value = module(s, t, Batch(regions()))
+    torch.testing.assert_close(value, 0.5 * weighted_soft_label_loss(s, t, 2.0))
+    for rows in ((s[:5], t), (s, t[:5]), (s[:5], t[:5])):
+        with pytest.raises(ShapeError, match='sampled 6 regions'):
+            module(*rows, Batch(regions()))
+
+
+def test_soft_labels_without_regions_are_never_computed() -> None:
+    with pytest.raises(ConfigError, match="a loss asks for 'rois'"):
+        WeightedSoftLabelLoss()(torch.randn(6, 3), torch.randn(6, 3))
+    assert DistillationHead(loss='WeightedSoftLabelLoss').needs == ('rois',)
+    assert DistillationHead(loss='WeightedSoftObjectnessLoss').needs == ('rpn_weights',)
+
+
+def test_soft_labels_need_a_class_beside_the_background() -> None:
+    with pytest.raises(ShapeError, match=r'a class at least and the background, not \(2, 1\)'):
+        weighted_soft_label_loss(torch.zeros(2, 1), torch.zeros(2, 1))
+
+
+def test_objectness_of_sampled_anchors_alone_pooled_over_levels() -> None:
+    images, anchors = 2, 3
+    sizes = [(3, 5), (1, 2)]
+    s = [torch.randn(images, anchors, *size) for size in sizes]
+    t = [torch.randn(images, anchors, *size) for size in sizes]
+    weights = [(torch.rand(images, h * w * anchors) > 0.6).float() for h, w in sizes]
+    picked: list[list[Tensor]] = [[], []]
+    for a, b, weight, (h, w) in zip(s, t, weights, sizes, strict=True):
+        for n in range(images):
+            for y in range(h):
+                for x in range(w):
+                    for k in range(anchors):
+                        if weight[n, (y * w + x) * anchors + k]:
+                            picked[0].append(a[n, k, y, x])
+                            picked[1].append(b[n, k, y, x])
+    expected = weighted_soft_objectness_loss(*map(torch.stack, picked))
+    batch = Batch({'rpn_weights': weights})
+    torch.testing.assert_close(WeightedSoftObjectnessLoss()(s, t, batch), expected)
+
+    # The same logits as two of a softmax, object first and background last, on either side.
+    def pair(x: Tensor) -> Tensor:
+        shift = torch.randn_like(x)
+        return torch.stack([x + shift, shift], 2).flatten(1, 2)
+
+    for both in (([pair(x) for x in s], t), (s, [pair(x) for x in t])):
+        value = WeightedSoftObjectnessLoss()(*both, batch)
+        torch.testing.assert_close(value, expected)
+
+
+def test_objectness_without_a_sampled_anchor_is_an_attached_zero() -> None:
+    s = [torch.randn(1, 3, 2, 2, requires_grad=True) for _ in range(2)]
+    batch = Batch({'rpn_weights': [torch.zeros(1, 12), torch.zeros(1, 12)]})
+    value = WeightedSoftObjectnessLoss()(s, [x.detach() for x in s], batch)
+    value.backward()
+    assert value.item() == 0.0
+    assert all(x.grad is not None and not x.grad.any() for x in s)
+
+
+def test_objectness_that_does_not_fit_the_anchors_is_refused() -> None:
+    module, x = WeightedSoftObjectnessLoss(), torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ShapeError, match='on 2 levels'):
+        module([x], [x], Batch({'rpn_weights': [torch.ones(1, 12)] * 2}))
+    for count in (4, 7, 24):
+        with pytest.raises(ShapeError, match=f'its level has {count} anchors'):
+            module([x], [x], Batch({'rpn_weights': [torch.ones(1, count)]}))
+    with pytest.raises(ShapeError, match='on the same grid'):
+        module([x], [x[..., :1]], Batch({'rpn_weights': [torch.ones(1, 12)]}))
+
+
+def test_deltas_of_the_true_class_are_taken_by_each_network_on_its_own() -> None:
+    fields = regions()
+    batch, target = Batch(fields), fields['roi_box_targets']
+    by_class, agnostic = torch.randn(6, 8), torch.randn(6, 4)
+    # Regions 0, 2 and 4 are positive, of classes 0, 1 and 1.
+    own = torch.stack([by_class[0, :4], by_class[2, 4:], by_class[4, 4:]])
+    pairs = {
+        'both': ((by_class, by_class + 0.1), (own, own + 0.1)),
+        'student': ((by_class, agnostic), (own, agnostic[::2])),
+        'teacher': ((agnostic, by_class), (agnostic[::2], own)),
+        'none': ((agnostic, agnostic + 0.1), (agnostic[::2], agnostic[::2] + 0.1)),
+    }
+    module = BoundedRegressionLoss(loss_weight=2.0, margin=0.1)
+    for given, rows in pairs.values():
+        # Divided by all six regions, as the box head's own loss.
+        expected = 2 * bounded_regression_loss(*rows, target[::2], 0.1, avg_factor=6)
+        torch.testing.assert_close(module(*given, batch), expected)
+        assert float(expected) > 0
+
+
+def test_bounded_regression_without_a_positive_is_an_attached_zero() -> None:
+    fields = {**regions(), 'roi_positive': torch.zeros(6, dtype=torch.bool)}
+    for batch, rows in ((Batch(fields), 6), (Batch(regions(0)), 0)):
+        s = torch.randn(rows, 8, requires_grad=True)
+        value = BoundedRegressionLoss()(s, torch.randn(rows, 8), batch)
+        value.backward()
+        assert value.item() == 0.0 and s.grad is not None and not s.grad.any()
+
+
+def test_deltas_that_do_not_fit_the_regions_are_refused() -> None:
+    module, batch = BoundedRegressionLoss(), Batch(regions())
+    with pytest.raises(ShapeError, match="the teacher's deltas are 5 rows.*sampled 6 regions"):
+        module(torch.zeros(6, 4), torch.zeros(5, 4), batch)
+    with pytest.raises(ShapeError, match=r"the student's deltas are \(6, 7\)"):
+        module(torch.zeros(6, 7), torch.zeros(6, 4), batch)
+    with pytest.raises(ShapeError, match='deltas for 2 classes and the teacher for 3'):
+        module(torch.zeros(6, 8), torch.zeros(6, 12), batch)
+    with pytest.raises(ShapeError, match='2 tensors are tapped, and one box head has one'):
+        module([torch.zeros(6, 4)] * 2, [torch.zeros(6, 4)] * 2, batch)
+
+
+@pytest.mark.parametrize('boxes', ['rpn', 'dense'])
+def test_deltas_of_anchors_are_taken_in_the_order_of_anchors(boxes: str) -> None:
+    images, anchors, sizes = 2, 2, [(2, 3), (1, 2)]
+    s = [torch.randn(images, 4 * anchors, *size) for size in sizes]
+    t = [torch.randn(images, 4 * anchors, *size) for size in sizes]
+    positive = [torch.rand(images, h * w * anchors) > 0.5 for h, w in sizes]
+    target = [torch.randn(images, h * w * anchors, 4) for h, w in sizes]
+    rows: list[list[Tensor]] = [[], [], []]
+    for i, (h, w) in enumerate(sizes):
+        for n in range(images):
+            for y in range(h):
+                for x in range(w):
+                    for k in range(anchors):
+                        at = (y * w + x) * anchors + k
+                        if positive[i][n, at]:
+                            rows[0].append(s[i][n, 4 * k : 4 * k + 4, y, x])
+                            rows[1].append(t[i][n, 4 * k : 4 * k + 4, y, x])
+                            rows[2].append(target[i][n, at])
+    fields = {
+        f'{boxes}_positive': positive,
+        f'{boxes}_box_targets': target,
+        f'{boxes}_avg_factor': torch.tensor(5.0),
+    }
+    expected = bounded_regression_loss(*map(torch.stack, rows), 0.2, 5.0)
+    module = BoundedRegressionLoss(loss_weight=1.0, margin=0.2, boxes=boxes)
+    torch.testing.assert_close(module(s, t, Batch(fields)), expected)
+    assert set(module.needs) == set(fields)
+    with pytest.raises(ShapeError, match='on 2 levels'):
+        module(s[:1], t[:1], Batch(fields))
+    with pytest.raises(ShapeError, match='each of which needs four'):
+        module(s[::-1], t[::-1], Batch(fields))
+
+
+def test_needs_of_bounded_regression_are_those_of_its_head() -> None:
+    assert set(BoundedRegressionLoss().needs) == set(regions())
+    rpn = DistillationHead(loss={'type': 'BoundedRegressionLoss', 'boxes': 'rpn'})
+    assert rpn.needs == ('rpn_positive', 'rpn_box_targets', 'rpn_avg_factor')
+    assert set(BoundedRegressionLoss.needs) == set(regions())  # the class is left as it was
+
+
+def test_shapes_of_bounded_regression_are_checked() -> None:
+    x = torch.zeros(3, 4)
+    with pytest.raises(ShapeError, match=r'deltas are \(P, 4\), not \(3, 5\)'):
+        bounded_regression_loss(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(3, 5))
+    with pytest.raises(ShapeError, match=r'the target is \(1, 4\)'):
+        bounded_regression_loss(x, x, x[:1])
+    with pytest.raises(ShapeError, match='the student has 3 images and the teacher 1'):
+        bounded_regression_loss(x, x[:1], x)
+    with pytest.raises(ShapeError, match=r'logits are \(A,\), not \(3, 4\)'):
+        weighted_soft_objectness_loss(x, x)
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: WeightedSoftLabelLoss(tau=-1.0), 'tau is a temperature above 0, not -1.0'),
+        (lambda: WeightedSoftLabelLoss(bg_weight=-1.0), 'bg_weight is a number from 0 up'),
+        (lambda: WeightedSoftObjectnessLoss(bg_weight=-1.0), 'bg_weight is a number from 0 up'),
+        (lambda: BoundedRegressionLoss(margin=-0.1), 'margin is a number from 0 up, not -0.1'),
+        (lambda: BoundedRegressionLoss(boxes='rois'), "boxes='rois'. Did you mean 'roi'"),
+    ],
+)
+def test_options_of_chen_are_checked(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()
