@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from densekd.core.batch import Batch
+from densekd.core.distiller import Distiller, check_needs
 from densekd.core.head import DistillationHead
 from densekd.core.taps import Place, Tap
 from densekd.errors import ConfigError, DenseKDError, ShapeError, TapError
@@ -966,6 +967,22 @@ def test_soft_labels_without_regions_are_never_computed() -> None:
         WeightedSoftLabelLoss()(torch.randn(6, 3), torch.randn(6, 3))
     assert DistillationHead(loss='WeightedSoftLabelLoss').needs == ('rois',)
     assert DistillationHead(loss='WeightedSoftObjectnessLoss').needs == ('rpn_weights',)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'need'),
+    [
+        ({'type': 'WeightedSoftLabelLoss'}, 'rois'),
+        ({'type': 'WeightedSoftObjectnessLoss'}, 'rpn_weights'),
+        ({'type': 'BoundedRegressionLoss'}, 'rois'),
+        ({'type': 'BoundedRegressionLoss', 'boxes': 'rpn'}, 'rpn_positive'),
+        ({'type': 'BoundedRegressionLoss', 'boxes': 'dense'}, 'dense_positive'),
+    ],
+)
+def test_a_wrapper_without_regions_or_targets_is_refused(loss: dict[str, str], need: str) -> None:
+    distiller = Distiller(DistillationHead(loss=loss), Tap('x'), Tap('x'), 'head_x')
+    with pytest.raises(ConfigError, match=f"{loss['type']} needs {need} .* Wrapper can't supply"):
+        check_needs([distiller], ('inputs', 'gt_boxes', 'dense_avg_factor'), 'Wrapper')
 
 
 def test_soft_labels_need_a_class_beside_the_background() -> None:
