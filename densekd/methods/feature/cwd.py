@@ -73,13 +73,11 @@ def cwd_loss(
             f'cwd_loss: valid is {tuple(valid.shape)} and the maps are {tuple(student.shape)}; '
             'images, H and W must agree.'
         )
-    counts = valid.to(s.device, torch.bool).flatten(1)[:, None]
-    # An image without a valid position has no softmax: it takes part and is deselected after it.
-    outside = ~(counts | ~counts.any(2, keepdim=True))
+    outside = ~valid.to(s.device, torch.bool).flatten(1)[:, None]
+    # Filled on both sides of the softmax: -inf less -inf is NaN, and so is a softmax of nothing.
     log_s = s.masked_fill(outside, -torch.inf).log_softmax(2).masked_fill(outside, 0.0)
     log_t = t.masked_fill(outside, -torch.inf).log_softmax(2).masked_fill(outside, 0.0)
-    terms = log_t.exp() * (log_t - log_s)
-    return scale * torch.where(counts, terms, torch.zeros_like(terms)).sum()
+    return scale * (log_t.exp() * (log_t - log_s)).sum()
 
 
 @LOSSES.register
