@@ -118,12 +118,10 @@ def _divergence(
                 f'{name}: valid is {tuple(valid.shape)} for logits of {tuple(student.shape)}; it '
                 f'must be {rows}.'
             )
-        # Before the softmax and not after it: what a network says of padding may be infinite,
-        # and a selected 0 would still have NaN for a gradient.
         valid = valid.to(student.device, torch.bool)
-        ignored = ~valid.unsqueeze(1)
-        student = student.masked_fill(ignored, 0.0)
-        teachers = [teacher.masked_fill(ignored, 0.0) for teacher in teachers]
+        # Before the softmax and not only after it: what a network says of padding may be infinite,
+        # and a value that is not selected would still have NaN for a gradient.
+        student = student.masked_fill(~valid.unsqueeze(1), 0.0)
     log_q = F.log_softmax(student / tau, 1)
     log_p = _log_mean(teachers, tau, mode)
     rows_kl = F.kl_div(log_q, log_p, reduction='none', log_target=True).sum(1)
