@@ -81,7 +81,7 @@ class DistillLoss(nn.Module):
         many = isinstance(student, list)
         first = tensors(student)[0]
         with no_autocast(first.device):
-            if self._several(teacher):
+            if self.ensemble and isinstance(teacher, list) and not many:
                 s = float_island(first)
                 result = self.compute(s, [float_island(t).detach() for t in teacher], batch)
                 return self.loss_weight * result
@@ -94,11 +94,8 @@ class DistillLoss(nn.Module):
                 result = self.compute(*pairs[0], batch)
         return self.loss_weight * result
 
-    # Whether a list on the teacher's side means several teachers, as for ensembles.
+    # Whether a list on the teacher's side alone means several teachers, as for ensembles.
     ensemble: ClassVar[bool] = False
-
-    def _several(self, teacher: Value) -> bool:
-        return self.ensemble and isinstance(teacher, list)
 
     def _pair(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         name = type(self).__name__

@@ -107,6 +107,11 @@ def parse_wire(
             f'{where}.teacher: {type(head.loss).__name__} compares with one teacher, not with '
             f'{len(names)} ({", ".join(names)}). Write one distiller for each of them.'
         )
+    if len(names) > 1 and isinstance(student_cfg, (list, tuple)):
+        raise ConfigError(
+            f'{where}.student_module: with several teachers, one place is compared at a time; '
+            f'it lists {len(student_cfg)}. Write one distiller for each place.'
+        )
     return Wire(
         where,
         _parse_taps(student_cfg, student, named[id(student)], f'{where}.student_module', 'student'),

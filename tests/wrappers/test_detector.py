@@ -371,6 +371,10 @@ def test_a_list_of_teachers_goes_to_losses_that_take_one() -> None:
     losses = losses_of(distilled(distillers=[several], teacher=teachers))
     assert loss.count == 2 and losses['distill.loss_neck_mean'] > 0
 
+    places = dict(several, student_module=['neck.p3', 'neck.p4'], head=DistillationHead(loss=loss))
+    with pytest.raises(ConfigError, match='with several teachers, one place is compared at a time'):
+        distilled(distillers=[places], teacher=teachers)
+
 
 @pytest.mark.parametrize(
     ('teacher', 'message'),

@@ -19,7 +19,7 @@ from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
 from densekd.core.ops import align, masked_mean
-from densekd.core.taps import Place, Value, tensors
+from densekd.core.taps import Place, tensors
 from densekd.errors import ConfigError, ShapeError, did_you_mean
 from densekd.methods.presets import choose_at, fitting_taps
 from densekd.registry import HEADS, LOSSES, PRESETS
@@ -204,20 +204,6 @@ class KDLoss(DistillLoss):
         for place in (student, teacher):
             if place.tap.label in SIGMOID_TAPS:
                 raise ConfigError(f'KDLoss: {_sigmoid_advice(place.tap.label)}')
-
-    def forward(self, student: Value, teacher: Value, batch: Batch | None = None) -> Tensor:
-        """Returns the weighted loss; of several places, with one teacher, the sum.
-
-        Raises:
-            ShapeError: If the two sides can't be compared.
-        """
-        if not isinstance(student, list):
-            return super().forward(student, teacher, batch)
-        # Here the teacher's list is its places, and not one place of several teachers.
-        total = torch.zeros((), device=student[0].device)
-        for s, t in self._pair(student, tensors(teacher)):
-            total = total + super().forward(s, t, batch)
-        return total
 
     def compute(self, student: Tensor, teacher: Any, batch: Batch) -> Tensor:
         """Returns the unweighted loss; `teacher` is a tensor, or a list with one a teacher."""
