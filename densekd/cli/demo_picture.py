@@ -24,13 +24,41 @@ def save_figure(figure: Any, path: Path) -> None:
 
 @torch.no_grad()
 def detect(model: Any, batch: Any) -> list[tuple[np.ndarray, int, float]]:
-    """Returns the boxes (x1, y1, x2, y2), labels and scores that are worth drawing."""
+    """Returns the boxes (x1, y1, x2, y2), labels and scores that are worth drawing, best first."""
     found = model.test_step(batch)[0].pred_instances
     found = found[found.scores >= SCORE]
-    return [
-        (box.cpu().numpy(), int(label), float(score))
-        for box, label, score in zip(found.bboxes, found.labels, found.scores, strict=True)
-    ]
+    found = found[found.scores.argsort(descending=True)]
+    return first_choices(
+        [
+            (box.cpu().numpy(), int(label), float(score))
+            for box, label, score in zip(found.bboxes, found.labels, found.scores, strict=True)
+        ]
+    )
+
+
+def first_choices(
+    found: Sequence[tuple[np.ndarray, int, float]],
+) -> list[tuple[np.ndarray, int, float]]:
+    """Leaves out what lies on a better detection of any class: it would be drawn over it.
+
+    Example:
+        >>> box = np.array([0.0, 0.0, 10.0, 10.0])
+        >>> first_choices([(box, 3, 0.9), (box + 1, 8, 0.4), (box + 20, 8, 0.4)])[1][0].tolist()
+        [20.0, 20.0, 30.0, 30.0]
+    """
+    kept: list[tuple[np.ndarray, int, float]] = []
+    for box, label, score in found:
+        if all(iou(box, other) < 0.5 for other, _, _ in kept):
+            kept.append((box, label, score))
+    return kept
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the intersection of two boxes over their union; 0 for boxes without area."""
+    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    union = np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - shared
+    return float(shared / union) if union > 0 else 0.0
 
 
 def is_right(box: np.ndarray, label: int, truth: Sequence[tuple[np.ndarray, int]]) -> bool:
@@ -43,13 +71,7 @@ def is_right(box: np.ndarray, label: int, truth: Sequence[tuple[np.ndarray, int]
         >>> is_right(np.array([0.0, 0.0, 10.0, 6.0]), 4, truth)
         False
     """
-    for true_box, true_label in truth:
-        low, high = np.maximum(box[:2], true_box[:2]), np.minimum(box[2:], true_box[2:])
-        shared = np.prod(np.clip(high - low, 0, None))
-        union = np.prod(box[2:] - box[:2]) + np.prod(true_box[2:] - true_box[:2]) - shared
-        if true_label == label and union > 0 and shared / union >= 0.5:
-            return True
-    return False
+    return any(true == label and iou(box, other) >= 0.5 for other, true in truth)
 
 
 def draw_detections(
