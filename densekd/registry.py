@@ -132,7 +132,7 @@ def __getattr__(name: str) -> Any:
     # mmengine resolves 'densekd.X' by importing densekd.registry and looking for a child of its
     # root registries with that scope. Its own registries live in engine/, which needs mmengine,
     # so they are reached only when something asks.
-    if name in ('MODELS', 'HOOKS', 'OPTIM_WRAPPER_CONSTRUCTORS'):
+    if name in ('MODELS', 'HOOKS'):
         from densekd.engine import registry
 
         return getattr(registry, name)

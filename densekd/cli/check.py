@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from densekd.cli import options
+
+if TYPE_CHECKING:
+    from densekd.engine.preflight import Report
 
 COLUMNS = (
     'term',
@@ -61,12 +65,10 @@ def without_weights(teacher: object) -> object:
     return {**{k: v for k, v in teacher.items() if k != 'checkpoint'}, 'untrained': True}
 
 
-def show(report: object) -> None:
+def show(report: Report) -> None:
     """Prints a report as tables."""
     from densekd.cli.show import table
-    from densekd.engine.preflight import Report
 
-    assert isinstance(report, Report)
     size = 'x'.join(map(str, report.batch))
     if report.terms:
         total = sum(v for k, v in report.own.items() if 'loss' in k) or 1.0

@@ -292,7 +292,7 @@ def test_a_folder_that_was_moved_is_still_resumed(tmp_path: Path) -> None:
     assert latest_checkpoint(folder) == folder / 'epoch_1.pth'
 
 
-@pytest.mark.parametrize('torn', ['', '/work/run/epo', 'epoch_3.pth', '\n'])
+@pytest.mark.parametrize('torn', ['', '/runs/other/epo', 'epoch_3.pth', '\n'])
 def test_where_it_is_torn_the_newest_is_taken(tmp_path: Path, torn: str) -> None:
     folder = written(tmp_path, 'best_coco_epoch_1.pth', 'epoch_9.pth', 'epoch_10.pth')
     (folder / '.epoch_11.pth.partial').write_bytes(b'')
