@@ -29,7 +29,7 @@ from densekd.wrappers.build import build_network
 from densekd.wrappers.config import plain
 from tests.helpers.detectors import every_method, faster_rcnn, retinanet
 
-STUDENT = 'configs/digits/retinanet_r18w8_8e_digits.py'
+STUDENT = 'configs/digits/retinanet_r18w16_6e_digits.py'
 RUNS = count()
 KILLED = -9  # what a process that got SIGKILL is reported to end with
 SIZE = 64

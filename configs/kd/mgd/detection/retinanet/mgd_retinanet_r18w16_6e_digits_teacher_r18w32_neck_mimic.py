@@ -10,8 +10,8 @@ model = dict(
     type='densekd.DistillDetector',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/retinanet_r18w32_8e_digits.py',
-        checkpoint='work_dirs/retinanet_r18w32_8e_digits/epoch_8.pth',
+        model='{{ fileDirname }}/../../../../digits/retinanet_r18w32_6e_digits.py',
+        checkpoint='work_dirs/retinanet_r18w32_6e_digits/epoch_6.pth',
     ),
     preset='mgd',
 )

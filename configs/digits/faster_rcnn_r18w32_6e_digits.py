@@ -1,9 +1,9 @@
-"""The teacher of the digits demo: Faster R-CNN, R-18 of base width 32, 8 epochs.
+"""The teacher of the digits demo: Faster R-CNN, R-18 of base width 32, 6 epochs.
 
-Command: densekd train configs/digits/faster_rcnn_r18w32_8e_digits.py
+Command: densekd train configs/digits/faster_rcnn_r18w32_6e_digits.py
 """
 
-_base_ = ['./faster_rcnn_r18w8_8e_digits.py']
+_base_ = ['./faster_rcnn_r18w16_6e_digits.py']
 
 model = dict(
     backbone=dict(base_channels=32),

@@ -1,0 +1,12 @@
+"""The teacher of the digits demo: RetinaNet, R-18 of base width 32, 6 epochs.
+
+Command: densekd train configs/digits/retinanet_r18w32_6e_digits.py
+"""
+
+_base_ = ['./retinanet_r18w16_6e_digits.py']
+
+model = dict(
+    backbone=dict(base_channels=32),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
+    bbox_head=dict(in_channels=64, feat_channels=64),
+)
