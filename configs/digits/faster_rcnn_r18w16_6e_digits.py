@@ -25,7 +25,13 @@ model = dict(
         norm_eval=False,
         style='pytorch',
     ),
-    neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=32, start_level=0, num_outs=4),
+    neck=dict(
+        type='FPN',
+        in_channels=[16, 32, 64, 128],
+        out_channels=32,
+        start_level=0,
+        num_outs=4,
+    ),
     rpn_head=dict(
         type='RPNHead',
         in_channels=32,
