@@ -4,6 +4,8 @@ Paper: Heo, Lee, Yun, Choi: Knowledge Transfer via Distillation of Activation Bo
     Hidden Neurons. AAAI 2019. https://arxiv.org/abs/1811.03233
 Reads: the student's values from before a ReLU (`backbone.cN.pre_relu`); of the teacher's only the
     sign is read, so that there both sides of the ReLU will do.
+Stages: one or two; two as published, one with the preset's weights for dense tasks.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations

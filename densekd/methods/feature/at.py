@@ -3,7 +3,10 @@
 Paper: Zagoruyko, Komodakis: Paying More Attention to Attention: Improving the Performance of
     Convolutional Neural Networks via Attention Transfer. ICLR 2017.
     https://arxiv.org/abs/1612.03928
-Reads: the outputs of a backbone's stages. Channels are collapsed, so they may differ.
+Reads: the outputs of a backbone's stages (`backbone.cN`). Channels are collapsed, so they may
+    differ.
+Stages: one.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations

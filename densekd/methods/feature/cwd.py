@@ -2,7 +2,9 @@
 
 Paper: Shu, Liu, Gao, Yan, Shen: Channel-wise Knowledge Distillation for Dense Prediction.
     ICCV 2021. https://arxiv.org/abs/2011.13256
-Reads: the logits of a segmentor; the levels of a detector's neck.
+Reads: the levels of a detector's neck (`neck.pN`); the logits of a segmentor (`decode.logits`).
+Stages: one.
+Tasks: detection, segmentation.
 """
 
 from __future__ import annotations

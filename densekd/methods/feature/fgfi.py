@@ -2,7 +2,10 @@
 
 Paper: Wang, Yuan, Zhang, Feng: Distilling Object Detectors with Fine-grained Feature Imitation.
     CVPR 2019. https://arxiv.org/abs/1906.03609
-Reads: the outputs of a detector's neck, together with the student's anchors and the true boxes.
+Reads: the outputs of a detector's neck (`neck.pN`), together with the student's anchors and the
+    true boxes.
+Stages: one.
+Tasks: detection.
 """
 
 from __future__ import annotations

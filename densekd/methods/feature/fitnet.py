@@ -2,7 +2,10 @@
 
 Paper: Romero, Ballas, Ebrahimi Kahou, Chassang, Gatta, Bengio: FitNets: Hints for Thin Deep Nets.
     ICLR 2015. https://arxiv.org/abs/1412.6550
-Reads: the middle of a classifier; every level of a neck; any feature map.
+Reads: every level of a neck (`neck.pN`); the middle of a classifier (`backbone.cN`); any feature
+    map.
+Stages: one or two; in the paper the hint comes first, alone.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations

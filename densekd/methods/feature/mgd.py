@@ -2,7 +2,10 @@
 
 Paper: Yang, Li, Shao, Shi, Yuan, Yuan: Masked Generative Distillation. ECCV 2022.
     https://arxiv.org/abs/2205.01529
-Reads: the levels of a detector's neck; the last stage of a segmentor's or a classifier's backbone.
+Reads: the levels of a detector's neck (`neck.pN`); the last stage of a segmentor's or a
+    classifier's backbone (`backbone.cN`).
+Stages: one.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations

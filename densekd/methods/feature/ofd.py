@@ -3,7 +3,10 @@
 Paper: Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Distillation.
     ICCV 2019. https://arxiv.org/abs/1904.01866
 Reads: values from before a ReLU: the sum at the end of a residual stage
-    (`backbone.cN.pre_relu`), or the output of a batch normalisation.
+    (`backbone.cN.pre_relu`), a segmentor's decoder (`decode.aspp`, `decode.feature`), or the
+    output of a batch normalisation.
+Stages: one; for segmentors the authors train the connectors alone for an epoch.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations

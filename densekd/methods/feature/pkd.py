@@ -2,7 +2,9 @@
 
 Paper: Cao, Zhang, Gao, Cheng, Cheng, Zhang: PKD: General Distillation Framework for Object
     Detectors via Pearson Correlation Coefficient. NeurIPS 2022. https://arxiv.org/abs/2207.02039
-Reads: the neck's outputs, also of unlike detectors (FCOS teaching RetinaNet).
+Reads: the neck's outputs (`neck.pN`), also of unlike detectors (FCOS teaching RetinaNet).
+Stages: one.
+Tasks: detection.
 """
 
 from __future__ import annotations

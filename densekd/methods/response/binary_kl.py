@@ -2,7 +2,9 @@
 
 Paper: Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014.
     https://arxiv.org/abs/1503.02531, class by class, as detectors with sigmoid outputs need it.
-Reads: the sigmoid classification logits of a one-stage detector.
+Reads: the sigmoid classification logits of a one-stage detector (`head.cls_logits`).
+Stages: one.
+Tasks: detection.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ Papers: Li, Wang, Wu, Chen, Hu, Li, Tang, Yang: Generalized Focal Loss. NeurIPS 
     https://arxiv.org/abs/2006.04388 (the form); Wang, Chen, Zheng, Li, Cheng, Hou: CrossKD:
     Cross-Head Knowledge Distillation for Object Detection. CVPR 2024.
     https://arxiv.org/abs/2306.11369 (as a distillation loss, beta = 1).
-Reads: the sigmoid classification logits of a one-stage detector.
+Reads: the sigmoid classification logits of a one-stage detector (`head.cls_logits`).
+Stages: one.
+Tasks: detection.
 """
 
 from __future__ import annotations
