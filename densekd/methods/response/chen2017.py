@@ -1,10 +1,13 @@
-"""Chen et al.: soft labels that care for the background, and a regression bounded by the teacher.
+"""Chen 2017: soft labels that care for the background, and a regression bounded by the teacher.
 
 Paper: Chen, Choi, Yu, Han, Chandraker: Learning Efficient Object Detection Models with Knowledge
     Distillation. NIPS 2017.
-Reads: class logits and box deltas of a two-stage detector's box head and RPN, the teacher's on the
-    student's regions and anchors; the deltas of a one-stage detector likewise. The paper's hints
-    on features are FitNet's.
+Reads: class logits and box deltas of a two-stage detector's box head (`roi.cls_logits`,
+    `roi.bbox_deltas`) and RPN (`rpn.objectness`, `rpn.deltas`), the teacher's on the student's
+    regions and anchors; the deltas of a one-stage detector (`head.bbox_deltas`) likewise. The
+    paper's hints on features are FitNet's.
+Stages: one.
+Tasks: detection.
 """
 
 from __future__ import annotations
