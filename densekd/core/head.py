@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from densekd.core.batch import FIELDS, Batch
-from densekd.core.ops import align, float_island, no_autocast
+from densekd.core.ops import ALIGNMENTS, align, float_island, no_autocast
 from densekd.core.taps import Place, Tap, Value, tensors
-from densekd.errors import ConfigError, ShapeError, TapError
+from densekd.errors import ConfigError, ShapeError, TapError, did_you_mean
 from densekd.registry import CONNECTORS, HEADS, LOSSES
 
 
@@ -31,6 +31,7 @@ class Connector(nn.Module):
     """
 
     shared: ClassVar[bool] = False
+    keeps_channels: ClassVar[bool] = False  # whether as many channels go out as come in
 
     def bind(self, own: Place, other: Place) -> None:
         """Builds what depends on the two places.
@@ -52,12 +53,18 @@ class DistillLoss(nn.Module):
         loss_weight: Factor on the result.
 
     A subclass names its pure function, says what it needs of the batch, and whether H and W of
-    two maps are brought together before it is called (`align`).
+    two maps are brought together before it is called (`align`). What else it declares, a contract
+    holds it to: tests/methods/test_contract.py.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
     pairs: ClassVar[bool] = True  # one call a pair of tensors, summed; False: one call with lists
+    # Whether a list on the teacher's side alone means several teachers, as for ensembles.
+    ensemble: ClassVar[bool] = False
     align: str | None = None
+    alignments: ClassVar[tuple[str, ...]] = ALIGNMENTS  # those that a head may choose from
+    compares_channels: ClassVar[bool] = True  # so that both sides must have as many
+    minimum_at_equality: ClassVar[bool] = True  # with a gradient of zero there
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -83,7 +90,8 @@ class DistillLoss(nn.Module):
         with no_autocast(first.device):
             if self.ensemble and isinstance(teacher, list) and not many:
                 s = float_island(first)
-                result = self.compute(s, [float_island(t).detach() for t in teacher], batch)
+                teachers = [float_island(t).detach().to(s.device) for t in teacher]
+                result = self.compute(s, [self._resized(s, t) for t in teachers], batch)
                 return self.loss_weight * result
             pairs = self._pair(tensors(student), tensors(teacher))
             if not self.pairs:
@@ -94,8 +102,17 @@ class DistillLoss(nn.Module):
                 result = self.compute(*pairs[0], batch)
         return self.loss_weight * result
 
-    # Whether a list on the teacher's side alone means several teachers, as for ensembles.
-    ensemble: ClassVar[bool] = False
+    def _resized(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Returns one of several teachers' maps in the size of the student's, which all share."""
+        if self.align is None:
+            return teacher
+        kept, resized = align(student, teacher, self.align)
+        if kept.shape != student.shape:
+            raise ShapeError(
+                f'{type(self).__name__}: align={self.align!r} would resize the student to each of '
+                'several teachers. Choose to_student.'
+            )
+        return resized
 
     def _pair(self, student: list[Tensor], teacher: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
         name = type(self).__name__
@@ -147,12 +164,16 @@ class DistillationHead(nn.Module):
         stu_connector: Config of a connector on the student's side, or None for none.
         tea_connector: The same on the teacher's side.
         name: What the term is called in the log, after its level.
+        align: How maps of unlike H and W are brought together: `'to_teacher'` resizes the student's
+            bilinearly, `'to_student'` the teacher's, `'pool_larger'` averages the larger one down,
+            `'strict'` refuses them; None takes the loss's own way.
 
     A method's own head is a subclass that only names its paper's parts in `default_loss` and
-    `default_stu_connector`; what a config gives wins over them, key by key for the loss.
+    `default_stu_connector`; what a config gives wins over them, key by key for the loss. A default
+    connector is switched off with `stu_connector='IdentityConnector'`.
 
     Raises:
-        ConfigError: If a part is unknown or takes other arguments.
+        ConfigError: If a part is unknown or takes other arguments, or the loss can't be aligned so.
 
     Example:
         >>> import densekd.methods
@@ -170,6 +191,7 @@ class DistillationHead(nn.Module):
         stu_connector: Any = None,
         tea_connector: Any = None,
         name: str | None = None,
+        align: str | None = None,
     ) -> None:
         super().__init__()
         where = type(self).__name__
@@ -185,6 +207,7 @@ class DistillationHead(nn.Module):
         self.stu_connector = self._connector(stu_connector, self.default_stu_connector, 'stu')
         self.tea_connector = self._connector(tea_connector, self.default_tea_connector, 'tea')
         self.name = name
+        self._align(align)
         self._bound = False
 
     def _connector(self, cfg: Any, default: Any, side: str) -> Connector | None:
@@ -192,6 +215,24 @@ class DistillationHead(nn.Module):
         if cfg is None:
             return None
         return CONNECTORS.build(cfg, f'{type(self).__name__}.{side}_connector')
+
+    def _align(self, how: str | None) -> None:
+        if how is None:
+            return
+        where, loss = type(self).__name__, type(self.loss).__name__
+        if how not in ALIGNMENTS:
+            hint = did_you_mean(how, ALIGNMENTS)
+            raise ConfigError(f'{where}: there is no align={how!r}. {hint}')
+        if self.loss.align is None:
+            raise ConfigError(
+                f'{where}: {loss} resizes no maps, so there is no align to choose. Leave it out.'
+            )
+        if how not in self.loss.alignments:
+            raise ConfigError(
+                f"{where}: {loss} can't take align={how!r}. It has: "
+                f'{", ".join(self.loss.alignments)}.'
+            )
+        self.loss.align = how
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -204,11 +245,33 @@ class DistillationHead(nn.Module):
         return self.loss.needs
 
     def bind(self, student: Place, teacher: Place) -> None:
-        """Builds connectors and takes margins, strides and channels from the two places."""
+        """Builds connectors and takes margins, strides and channels from the two places.
+
+        Raises:
+            ShapeError: If an identity passes on channels that the loss can't compare.
+        """
+        self._check_passed_on(student, teacher)
         self.stu_connector = _bound(self.stu_connector, student, teacher)
         self.tea_connector = _bound(self.tea_connector, teacher, student)
         self.loss.bind(student, teacher)
         self._bound = True
+
+    def _check_passed_on(self, student: Place, teacher: Place) -> None:
+        given = [c for c in (self.stu_connector, self.tea_connector) if c is not None]
+        kept = bool(given) and all(getattr(c, 'keeps_channels', False) for c in given)
+        if not kept or not self.loss.compares_channels:
+            return
+        students = student.shapes
+        if self.loss.ensemble and len(students) == 1:
+            students = students * len(teacher.shapes)
+        for s, t in zip(students, teacher.shapes, strict=False):
+            if len(s) > 1 and len(t) > 1 and s[1] != t[1]:
+                raise ShapeError(
+                    f'{type(self).__name__}: {type(given[0]).__name__} leaves the student {s[1]} '
+                    f'channels at {student.tap.label!r} and the teacher {t[1]} at '
+                    f'{teacher.tap.label!r}, which {type(self.loss).__name__} compares one by '
+                    'one. Give the head stu_connector=dict(type="ConvConnector").'
+                )
 
     def forward(self, student: Value, teacher: Value, batch: Batch | None = None) -> Tensor:
         """Returns the weighted loss of one step.

@@ -26,6 +26,7 @@ from densekd.methods.connectors import (
     BNConnector,
     ChannelConnector,
     ConvConnector,
+    IdentityConnector,
     LinearConnector,
     TeacherModule,
 )
@@ -86,6 +87,7 @@ __all__ = [
     'FGFILoss',
     'FitNetDistillationHead',
     'FitNetLoss',
+    'IdentityConnector',
     'KDDistillationHead',
     'KDLoss',
     'KDQFLDistillationHead',

@@ -22,6 +22,27 @@ ACTIVATIONS = {'relu': nn.ReLU}
 NORMS = {'BN': nn.BatchNorm2d}
 
 
+@CONNECTORS.register
+class IdentityConnector(Connector):
+    """Passes the tensor on as it is: what switches off the connector that a head has by itself.
+
+    The head refuses it, when it is bound, between unlike channels that its loss compares.
+
+    Example:
+        >>> from densekd.methods import FitNetDistillationHead
+        >>> head = FitNetDistillationHead(stu_connector='IdentityConnector')
+        >>> head(torch.zeros(1, 2, 1, 2), torch.full((1, 2, 1, 2), 3.0)), list(head.parameters())
+        (tensor(9.), [])
+    """
+
+    shared = True  # it has nothing that a tensor could have for itself
+    keeps_channels = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x`."""
+        return x
+
+
 class ChannelConnector(Connector):
     """Takes the channels of its own place to those of the other; the base of those below.
 

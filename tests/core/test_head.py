@@ -194,6 +194,48 @@ def test_maps_are_aligned_before_the_loss() -> None:
     assert student.shape == teacher.shape == (1, 2, 4, 3)
 
 
+def test_a_head_chooses_how_maps_are_aligned() -> None:
+    s, t = torch.ones(1, 2, 8, 3), torch.ones(1, 2, 4, 6)
+    sizes = {'to_teacher': (4, 6), 'to_student': (8, 3), 'pool_larger': (4, 3), None: (4, 3)}
+    for how, size in sizes.items():
+        head = DistillationHead(loss=Pooled(), align=how)
+        head(s, t)
+        student, teacher = head.loss.calls[0]
+        assert student.shape == teacher.shape == (1, 2, *size)
+    with pytest.raises(ShapeError, match='align="strict" allows no resizing'):
+        DistillationHead(loss=Pooled(), align='strict')(s, t)
+    assert Pooled.align == 'pool_larger'
+
+
+def test_an_alignment_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GapHead: there is no align='to_techer'. Did you mean"):
+        GapHead(align='to_techer')
+    with pytest.raises(ConfigError, match='GapHead: Gap resizes no maps.*Leave it out'):
+        GapHead(align='to_teacher')
+
+    class Gridded(Pooled):
+        alignments = ('pool_larger', 'strict')
+
+    message = "Gridded can't take align='to_student'. It has: pool_larger, strict."
+    with pytest.raises(ConfigError, match=message):
+        DistillationHead(loss=Gridded(), align='to_student')
+
+
+def test_several_teachers_are_resized_to_the_student_alone() -> None:
+    class Resized(Mean):
+        align = 'to_student'
+
+    s, teachers = torch.ones(1, 2, 4, 4), [torch.ones(1, 2, 4, 4), torch.ones(1, 2, 8, 8)]
+    for how in ('to_student', 'pool_larger'):
+        head = DistillationHead(loss=Resized(), align=how)
+        head(s, teachers)
+        assert [t.shape for t in head.loss.calls[0][1]] == [(1, 2, 4, 4)] * 2
+    with pytest.raises(ShapeError, match="align='to_teacher' would resize the student to each"):
+        DistillationHead(loss=Resized(), align='to_teacher')(s, teachers)
+    with pytest.raises(ShapeError, match='align="strict"'):
+        DistillationHead(loss=Resized(), align='strict')(s, teachers)
+
+
 @pytest.mark.parametrize('half', [torch.float16, torch.bfloat16])
 def test_losses_compute_in_float32_whatever_is_tapped(half: torch.dtype) -> None:
     loss = Gap()

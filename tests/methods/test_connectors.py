@@ -8,18 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densekd.core.head import Connector
+from densekd.core.head import Connector, DistillationHead
 from densekd.core.taps import Place, Tap
 from densekd.errors import ConfigError, ShapeError, TapError
 from densekd.methods import (
+    ATDistillationHead,
     BNConnector,
     ConvConnector,
     FGFIDistillationHead,
+    IdentityConnector,
     LinearConnector,
     OFDDistillationHead,
     PKDDistillationHead,
     TeacherModule,
 )
+from densekd.registry import HEADS
+from tests.methods.samples import sample
 
 
 def place(channels: int, name: str = 'neck.p3', model: nn.Module | None = None) -> Place:
@@ -121,6 +125,58 @@ def test_each_level_of_a_list_has_its_own() -> None:
     head.bind(own, own)
     sizes = [p.shape[:2] for p in head.parameters() if p.dim() == 4]
     assert sizes == [(4, 4), (6, 6)]
+
+
+# None at all
+
+OWN = [name for name in sorted(HEADS) if name != 'DistillationHead']
+
+
+@pytest.mark.parametrize('connector', ['IdentityConnector', {'type': 'IdentityConnector'}])
+@pytest.mark.parametrize('name', OWN)
+def test_the_identity_switches_a_heads_connector_off(name: str, connector: object) -> None:
+    bare = HEADS.build({'type': name, 'stu_connector': connector}, 'here')
+    assert type(bare.stu_connector) is IdentityConnector
+    given = sample(bare.loss)
+    bare.bind(*given.places)
+    assert not bare.stu_connector.state_dict()
+    alone = DistillationHead(loss=bare.loss)
+    values = given.student, given.teacher, given.batch
+    torch.testing.assert_close(bare(*values), alone.loss(*values))
+
+
+@pytest.mark.parametrize('name', OWN)
+@pytest.mark.parametrize('side', ['stu_connector', 'tea_connector'])
+def test_the_identity_is_refused_between_channels_that_are_compared(name: str, side: str) -> None:
+    head = HEADS.build({'type': name, 'stu_connector': 'IdentityConnector'}, 'here')
+    if side == 'tea_connector':
+        head.stu_connector, head.tea_connector = None, head.stu_connector
+    places = sample(head.loss, wider=2).places
+    if not head.loss.compares_channels:
+        head.bind(*places)
+        return
+    own, other = (p.channels for p in places)
+    message = f'{name}: IdentityConnector leaves the student {own} channels at .sample. and the '
+    with pytest.raises(ShapeError, match=f'{message}teacher {other} .*ConvConnector'):
+        head.bind(*places)
+
+
+def test_the_identity_is_refused_at_any_level_and_for_any_teacher() -> None:
+    shapes = [((1, 4, 8, 8), (1, last, 4, 4)) for last in (4, 6)]
+    first, second = (Place(Tap('a', name='a'), s, ((8.0, 8.0), (16.0, 16.0))) for s in shapes)
+    with pytest.raises(ShapeError, match='student 4 .* teacher 6'):
+        FGFIDistillationHead(stu_connector='IdentityConnector').bind(first, second)
+    FGFIDistillationHead(stu_connector='IdentityConnector').bind(first, first)
+    with pytest.raises(ShapeError, match='student 4 .* teacher 6'):
+        DistillationHead(loss='KDLoss', stu_connector='IdentityConnector').bind(place(4), second)
+
+
+def test_the_identity_beside_a_connector_that_changes_channels() -> None:
+    head = PKDDistillationHead(tea_connector='IdentityConnector')
+    head.bind(place(4), place(8))
+    assert bool(head(torch.randn(2, 4, 3, 4), torch.randn(2, 8, 3, 4)).isfinite())
+    unlike = ATDistillationHead(stu_connector='IdentityConnector')
+    assert bool(unlike(torch.randn(2, 4, 3, 4), torch.randn(2, 8, 3, 4)).isfinite())
 
 
 # A part of the teacher

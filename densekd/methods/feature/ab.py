@@ -80,6 +80,7 @@ class ABLoss(DistillLoss):
     """
 
     align = 'to_student'
+    minimum_at_equality = False  # values nearer to zero than the margin are pushed on
 
     def __init__(
         self, loss_weight: float = 1.0, margin: float = 1.0, reference: float | None = None

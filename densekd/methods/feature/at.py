@@ -144,6 +144,7 @@ class ATLoss(DistillLoss):
     """
 
     align = 'pool_larger'
+    compares_channels = False  # they are collapsed
 
     def __init__(
         self,

@@ -204,6 +204,7 @@ class FGFILoss(DistillLoss):
     needs = ('gt_boxes', 'anchors', 'anchors_valid')
     pairs = False
     align = 'to_student'  # the masks are on the student's grid
+    alignments = ('to_student', 'strict')
 
     def __init__(
         self,
@@ -250,6 +251,9 @@ class FGFILoss(DistillLoss):
         for i, boxes in enumerate(batch.gt_boxes):
             valid = [batch.anchors_valid[stride][i] for stride in batch.anchors]
             images.append(imitation_mask(anchors, boxes, self.psi, self.policy, valid))
+        if not images:  # nothing to stack
+            shapes = [anchors[level].shape[:2] for level in tapped]
+            return [torch.zeros(0, *shape, dtype=torch.bool) for shape in shapes]
         return [torch.stack([image[level] for image in images]) for level in tapped]
 
     def _tapped(self, strides: list[tuple[int, int]], levels: int) -> list[int]:

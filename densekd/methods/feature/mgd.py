@@ -106,6 +106,7 @@ class MGDLoss(DistillLoss):
 
     needs = ('seed',)
     align = 'to_teacher'
+    minimum_at_equality = False  # what is compared is generated, and from a part of the student
 
     def __init__(
         self, loss_weight: float = 1.0, masked: float = 0.65, mask_kind: str = 'position'

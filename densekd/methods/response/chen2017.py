@@ -187,6 +187,7 @@ class WeightedSoftLabelLoss(DistillLoss):
     """
 
     needs = ('rois',)
+    minimum_at_equality = False  # the weight makes the student lean to the background
 
     def __init__(self, loss_weight: float = 1.0, bg_weight: float = 1.5, tau: float = 1.0) -> None:
         super().__init__(loss_weight)
@@ -224,6 +225,8 @@ class WeightedSoftObjectnessLoss(DistillLoss):
 
     needs = ('rpn_weights',)
     pairs = False
+    compares_channels = False  # an anchor may have one logit or two
+    minimum_at_equality = False  # the weight makes the student lean to the background
 
     def __init__(self, loss_weight: float = 1.0, bg_weight: float = 1.5) -> None:
         super().__init__(loss_weight)
@@ -268,6 +271,8 @@ class BoundedRegressionLoss(DistillLoss):
 
     needs = NEEDS['roi']
     pairs = False
+    compares_channels = False  # deltas may be those of each class on one side alone
+    minimum_at_equality = False  # with a margin the student has to do better than the teacher
 
     def __init__(self, loss_weight: float = 0.5, margin: float = 0.0, boxes: str = 'roi') -> None:
         super().__init__(loss_weight)
