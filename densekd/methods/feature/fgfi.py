@@ -27,10 +27,13 @@ from densekd.registry import HEADS, LOSSES, PRESETS
 
 POLICIES = ('global', 'assigned', 'per_level')
 NORMS = ('pooled', 'per_level')
-# Overlaps held at a time, cells times boxes: boxes beyond it are done in turns. 64 MiB in float32.
-BUDGET = 2**24
+# Pairs of a cell and a box that are held at a time, some 70 bytes each: boxes beyond it are done in
+# turns.
+BUDGET = 2**18
 # Side of a box in pixels below which 'assigned' stays on the first level.
 FIRST_LEVEL = 56.0
+# What a bound on an overlap is raised by, since the overlap itself is rounded.
+ROUNDING = 1.001
 
 
 @torch.no_grad()
@@ -75,64 +78,132 @@ def imitation_mask(
     _check_options(psi, policy)
     anchors = [float_island(level) for level in anchors]
     _check_boxes(anchors, gt_boxes, valid)
-    cells = [level.shape[0] * level.shape[1] for level in anchors]
-    masks = [
-        torch.zeros(count, dtype=torch.bool, device=level.device)
-        for count, level in zip(cells, anchors, strict=True)
-    ]
-    step = max(1, BUDGET // max(1, sum(cells)))
-    for boxes in gt_boxes.to(anchors[0]).split(step) if len(gt_boxes) else ():
-        overlaps = [
-            _best_overlap(level, boxes, None if valid is None else valid[i])
-            for i, level in enumerate(anchors)
-        ]
-        if policy == 'assigned':
-            home = _home_level(boxes, len(anchors))
-            overlaps = [best * (home == i) for i, best in enumerate(overlaps)]
-        tops = [_top(best) for best in overlaps]
-        if policy != 'per_level':
-            tops = [torch.stack(tops).amax(0)] * len(tops)
-        for mask, best, top in zip(masks, overlaps, tops, strict=True):
-            # Strictly above, and M > 0: a box without any overlap would mark every cell.
-            mask |= ((best > psi * top) & (top > 0)).any(1)
-    return [m.reshape(a.shape[:2]) for m, a in zip(masks, anchors, strict=True)]
+    masks = [torch.zeros(a.shape[:2], dtype=torch.bool, device=a.device) for a in anchors]
+    if not len(gt_boxes):
+        return masks
+    boxes = gt_boxes.to(anchors[0]).T.contiguous()  # (4, G)
+    windows = [_windows(level, boxes) for level in anchors]
+    bounds = [ROUNDING * _bound(level, boxes) for level in anchors]
+    corners = [level.permute(2, 3, 0, 1).flatten(2).contiguous() for level in anchors]
+    flags = [None if valid is None else v.flatten(0, 1).T for v in valid or anchors]
+    home = _home_level(boxes, len(anchors))
+    # The coarse levels first: they are cheap, and large boxes find most of their M there.
+    order = sorted(range(len(anchors)), key=lambda i: masks[i].numel())
+    cost = torch.stack([window[1] * window[3] for window in windows]).sum(0)
+    for turn in _turns(cost.tolist()):
+        top = boxes.new_zeros(turn.stop - turn.start)
+        found = []
+        for i in order:
+            wanted = torch.ones_like(home[turn], dtype=torch.bool)
+            if policy == 'assigned':
+                wanted = home[turn] == i
+            elif policy == 'global':
+                wanted = ~(bounds[i][turn] <= psi * top)
+            cell, box = _pairs(windows[i][:, turn], wanted, masks[i].shape[1])
+            best = _best_overlap(corners[i], flags[i], boxes[:, turn], cell, box)
+            own = torch.zeros_like(top).scatter_reduce_(0, box, best, 'amax')
+            top = own if policy == 'per_level' else torch.maximum(top, own)
+            near = _above(best, psi, top, box)  # M can only grow: the others are out for good
+            found.append((masks[i], cell[near], box[near], best[near], top))
+        for mask, cell, box, best, own in found:
+            limit = own if policy == 'per_level' else top
+            mask.view(-1)[cell[_above(best, psi, limit, box)]] = True
+    return masks
 
 
-def _best_overlap(anchors: Tensor, boxes: Tensor, valid: Tensor | None) -> Tensor:
-    """Returns max_k IoU (H*W, G), one anchor shape at a time: memory does not grow with A."""
-    flat = anchors.reshape(-1, *anchors.shape[2:])  # (H*W, A, 4)
-    best = flat.new_zeros(len(flat), len(boxes))
-    for k in range(flat.shape[1]):
-        overlap = _iou(flat[:, k], boxes)
+def _above(best: Tensor, psi: float, top: Tensor, box: Tensor) -> Tensor:
+    # Strictly above, and M > 0: a box without any overlap would mark every cell.
+    return best > torch.where(top > 0, psi * top, torch.inf)[box]
+
+
+def _turns(cost: list[int]) -> list[slice]:
+    """Returns slices of boxes, in order, that have `BUDGET` pairs at most, or one box each."""
+    turns, start, total = [], 0, 0
+    for i, pairs in enumerate(cost):
+        if total and total + pairs > BUDGET:
+            turns.append(slice(start, i))
+            start, total = i, 0
+        total += pairs
+    return [*turns, slice(start, len(cost))]
+
+
+def _windows(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Returns the cells (4, G) that may overlap: first row, rows, first column, columns.
+
+    A row of cells is out of a box's reach where even the anchor that ends last ends before it.
+    Compared so that a NaN leaves a row in.
+    """
+    if not anchors.numel():
+        return torch.zeros(boxes.shape, dtype=torch.long, device=boxes.device)
+    sides = []
+    for others, low, high in (((1, 2), 1, 3), ((0, 2), 0, 2)):
+        first, last = anchors[..., low].amin(others), anchors[..., high].amax(others)
+        near = ~((last <= boxes[low, :, None]) | (first >= boxes[high, :, None]))  # (G, H or W)
+        begin = near.int().argmax(1)
+        end = near.shape[1] - near.flip(1).int().argmax(1)
+        sides += [begin, (end - begin) * near.any(1)]
+    return torch.stack(sides)
+
+
+def _bound(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Returns what no IoU (G,) with an anchor of the level is above: the ratio of two areas."""
+    if not anchors.numel():
+        return boxes.new_zeros(boxes.shape[1])
+    smallest, largest = _area(anchors.movedim(-1, 0)).aminmax()
+    own = _area(boxes)
+    return torch.minimum(own / smallest, largest / own)
+
+
+def _pairs(windows: Tensor, wanted: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Returns every cell of every wanted window, and its box: two times (P,), by boxes."""
+    first, rows, left, columns = windows
+    rows = rows * wanted
+    count = torch.arange(len(rows), device=rows.device)
+    box = count.repeat_interleave(rows)  # of each row of each window
+    line = torch.arange(len(box), device=rows.device) - (rows.cumsum(0) - rows - first)[box]
+    columns = columns[box]
+    start = line * width + left[box] - (columns.cumsum(0) - columns)
+    cell = start.repeat_interleave(columns)
+    return cell.add_(torch.arange(len(cell), device=cell.device)), box.repeat_interleave(columns)
+
+
+def _best_overlap(
+    anchors: Tensor,  # (A, 4, H*W)
+    valid: Tensor | None,  # (A, H*W)
+    boxes: Tensor,  # (4, G)
+    cell: Tensor,  # (P,)
+    box: Tensor,  # (P,)
+) -> Tensor:
+    """Returns max_k IoU (P,), one anchor shape at a time: memory does not grow with A."""
+    boxes, areas = boxes[:, box], _area(boxes)[box]
+    best = boxes.new_zeros(len(cell))
+    for k, shape in enumerate(anchors):
+        overlap = _iou(shape[:, cell], boxes, areas)
         if valid is not None:
-            overlap *= valid.reshape(len(flat), -1)[:, k, None]
+            overlap *= valid[k, cell]
         torch.maximum(best, overlap, out=best)
     return best
 
 
-def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """Returns the overlaps (P, G) of P and G boxes, 0 for boxes without area."""
-    a, b = first[:, None], second[None]
-    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp_(0)
-    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp_(0)
+def _iou(anchors: Tensor, boxes: Tensor, areas: Tensor) -> Tensor:
+    """Returns the overlaps (P,) of boxes (4, P) one by one, 0 for boxes without area."""
+    width = (torch.minimum(anchors[2], boxes[2]) - torch.maximum(anchors[0], boxes[0])).clamp_(0)
+    height = (torch.minimum(anchors[3], boxes[3]) - torch.maximum(anchors[1], boxes[1])).clamp_(0)
     shared = width.mul_(height)
-    union = _area(first)[:, None] + _area(second)[None] - shared
+    union = _area(anchors).add_(areas).sub_(shared)
     # An empty union has an empty intersection: 0 over the smallest number is the 0 that is meant.
     return shared.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def _area(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0]).clamp(0) * (boxes[:, 3] - boxes[:, 1]).clamp(0)
+    """Returns the areas of boxes (4, ...)."""
+    return (boxes[2] - boxes[0]).clamp(0) * (boxes[3] - boxes[1]).clamp(0)
 
 
 def _home_level(boxes: Tensor, levels: int) -> Tensor:
     # Clamped before the conversion: an empty box has log2 0 = -inf.
     scale = (_area(boxes).sqrt() / FIRST_LEVEL).log2().floor()
     return scale.clamp(0, levels - 1).long()
-
-
-def _top(best: Tensor) -> Tensor:
-    return best.amax(0) if len(best) else best.new_zeros(best.shape[1])
 
 
 def imitation_loss(
