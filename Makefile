@@ -3,7 +3,7 @@
 #   PYTHON=python3.12        which interpreter the environment is made with
 #   TORCH=torch==2.12.0 TORCH_INDEX=<url>   another torch, as for a GPU
 #   MAX_JOBS=1               compilers at a time while mmcv is compiled
-#   ARGS='...'               passed on by demo, test, test-all and bench
+#   ARGS='...'               passed on by demo, test, test-all, bench and bench-losses
 PYTHON ?= python3
 FAMILY ?= onedl
 TORCH ?=
@@ -17,10 +17,10 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all check format bench clean clean-env
+.PHONY: help env demo test test-all check format bench bench-losses clean clean-env
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 	@sed -n 's/^#  /  variable /p' Makefile
 
 env:  ## the set-up alone: a virtual environment with torch, the OpenMMLab family and densekd
@@ -52,6 +52,9 @@ format: env  ## let ruff format the code and repair what it can
 
 bench: env  ## time a training step with and without distillation
 	@$(BIN)/python tools/benchmark_step.py $(ARGS)
+
+bench-losses: env  ## time and memory of each loss beside its plain formula
+	@$(BIN)/python tools/benchmark_losses.py $(ARGS)
 
 # data, work_dirs, demo results and the cache of compiled wheels are yours: nothing here deletes them.
 clean:  ## remove what tools left behind: caches and packaging output

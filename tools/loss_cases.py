@@ -1,0 +1,497 @@
+"""What `benchmark_losses.py` measures: inputs for each loss, beside its formula in plain torch.
+
+Each case makes tensors of the sizes that its method reads in training, and writes the formula of
+the method's docstring down once more, straight and without any trick. A new loss gets a function
+here, under `@case`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import densekd.methods  # noqa: F401  fills the table of losses
+from densekd.core.batch import Batch
+from densekd.core.head import DistillLoss
+from densekd.core.taps import Place, Tap, tensors
+from densekd.registry import LOSSES
+
+Formula = Callable[[Any, Any, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the inputs are, and where and in which precision they lie.
+
+    Args:
+        fpn: A level of a neck.
+        c5: The last stage of a ResNet-50.
+        logits: A segmentor's, at the stride of its head.
+        image: Height and width that pyramids of maps belong to.
+        images: Images of those pyramids.
+        channels: Channels of a neck's pyramid.
+        classes: Of a detector, without background.
+        rois: Regions that a box head is trained on.
+        boxes: True boxes of an image.
+        device: Where the tensors are.
+        dtype: float32, or float64 for comparisons.
+    """
+
+    fpn: tuple[int, ...] = (2, 256, 100, 168)
+    c5: tuple[int, ...] = (2, 2048, 25, 42)
+    logits: tuple[int, ...] = (4, 21, 128, 128)
+    image: tuple[int, int] = (800, 1344)
+    images: int = 1
+    channels: int = 256
+    classes: int = 80
+    rois: int = 1024
+    boxes: int = 20
+    device: str = 'cpu'
+    dtype: torch.dtype = torch.float32
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns random numbers of standard deviation 1."""
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype).to(self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Returns random numbers from 0 to 1."""
+        return torch.rand(shape, generator=self.generator, dtype=self.dtype).to(self.device)
+
+    def student(self, *shape: int) -> Tensor:
+        """Returns random numbers that a gradient is wanted of."""
+        return self.normal(*shape).requires_grad_()
+
+
+SMALL = Sizes(
+    fpn=(2, 4, 5, 7),
+    c5=(2, 6, 3, 4),
+    logits=(2, 5, 4, 6),
+    image=(64, 96),
+    images=2,
+    channels=3,
+    classes=4,
+    rois=12,
+    boxes=4,
+)
+
+RETINA_STRIDES, RPN_STRIDES = (8, 16, 32, 64, 128), (4, 8, 16, 32, 64)
+
+
+@dataclass
+class Problem:
+    """One loss with its inputs.
+
+    Args:
+        loss: The module, at weight 1.
+        student: A tensor, or one for each level.
+        teacher: Likewise.
+        formula: The formula in plain torch; None where it can't be afforded at this size.
+        batch: What else the loss reads.
+    """
+
+    loss: DistillLoss
+    student: Tensor | list[Tensor]
+    teacher: Tensor | list[Tensor]
+    formula: Formula | None
+    batch: Batch = field(default_factory=Batch)
+
+    def ours(self) -> Tensor:
+        """Runs the module, forward and backward."""
+        return self._run(self.loss)
+
+    def naive(self) -> Tensor:
+        """Runs the formula, forward and backward."""
+        assert self.formula is not None
+        return self._run(self.formula)
+
+    def _run(self, function: Callable[..., Tensor]) -> Tensor:
+        self.clear()
+        value = function(self.student, self.teacher, self.batch)
+        value.backward()
+        return value.detach()
+
+    def clear(self) -> None:
+        """Forgets gradients."""
+        for leaf in (*tensors(self.student), *self.loss.parameters()):
+            leaf.grad = None
+
+    @property
+    def map_bytes(self) -> int:
+        """Bytes of what the student gives."""
+        return sum(t.numel() * t.element_size() for t in tensors(self.student))
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a loss is measured.
+
+    Args:
+        loss: Its name in the registry.
+        reads: What the tensors stand for.
+        needed: How many maps of the student's size must be held at once, beside the inputs.
+        held: What these are. The gradient is one that every loss has to return.
+        make: Makes the problem.
+    """
+
+    loss: str
+    reads: str
+    needed: float
+    held: str
+    make: Callable[[Sizes], Problem]
+
+    @property
+    def short(self) -> str:
+        """The name for the command line: without 'Loss', in lower case."""
+        return short(self.loss)
+
+
+def short(loss: str) -> str:
+    """Returns a loss's name for the command line.
+
+    Example:
+        >>> short('KDQFLLoss'), short('kd_qfl')
+        ('kdqfl', 'kdqfl')
+    """
+    return loss.removesuffix('Loss').replace('_', '').lower()
+
+
+CASES: list[Case] = []
+
+
+def case(
+    loss: str, reads: str, needed: float, held: str
+) -> Callable[[Callable[[Sizes], Problem]], Callable[[Sizes], Problem]]:
+    """Adds a function as a case."""
+
+    def add(make: Callable[[Sizes], Problem]) -> Callable[[Sizes], Problem]:
+        CASES.append(Case(loss, reads, needed, held, make))
+        return make
+
+    return add
+
+
+def build(loss: str, **options: Any) -> DistillLoss:
+    """Returns a loss at weight 1."""
+    return LOSSES.build(dict(type=loss, loss_weight=1.0, **options), 'benchmark')
+
+
+def maps(
+    sizes: Sizes, shape: tuple[int, ...], loss: str, formula: Formula, **options: Any
+) -> Problem:
+    """Returns a problem of two maps of one shape."""
+    return Problem(build(loss, **options), sizes.student(*shape), sizes.normal(*shape), formula)
+
+
+def grids(sizes: Sizes, strides: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Returns height and width of a pyramid's levels."""
+    return [(math.ceil(sizes.image[0] / s), math.ceil(sizes.image[1] / s)) for s in strides]
+
+
+def pyramid(
+    sizes: Sizes, strides: tuple[int, ...], channels: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns a student's and a teacher's maps on all levels."""
+    shapes = [(sizes.images, channels, h, w) for h, w in grids(sizes, strides)]
+    return [sizes.student(*s) for s in shapes], [sizes.normal(*s) for s in shapes]
+
+
+def anchors_of(sizes: Sizes, detector: str) -> dict[tuple[int, int], Tensor]:
+    """Returns the anchors of RetinaNet (9 a cell) or of a Faster R-CNN's RPN (3 a cell)."""
+    retina = detector == 'retinanet'
+    strides = RETINA_STRIDES if retina else RPN_STRIDES
+    scales = [4 * 2 ** (i / 3) for i in range(3)] if retina else [8.0]
+    shapes = [(scale / r**0.5, scale * r**0.5) for r in (0.5, 1.0, 2.0) for scale in scales]
+    half = torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in shapes], dtype=sizes.dtype)
+    levels = {}
+    for stride, (h, w) in zip(strides, grids(sizes, strides), strict=True):
+        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
+        centre = torch.stack([x, y, x, y], -1)[:, :, None]
+        levels[stride, stride] = (stride * (centre + half)).to(sizes.device)
+    return levels
+
+
+def boxes_of(sizes: Sizes, count: int, low: float, high: float) -> Tensor:
+    """Returns boxes in the image, their sides log-uniform between two lengths."""
+    limit = torch.tensor(sizes.image[::-1], dtype=sizes.dtype, device=sizes.device)
+    side = (low * (high / low) ** sizes.uniform(count, 2)).minimum(limit)
+    corner = sizes.uniform(count, 2) * (limit - side)
+    return torch.cat([corner, corner + side], 1)
+
+
+def rows_of(logits: Tensor, anchors: int) -> Tensor:
+    """Returns one row an anchor, by row, column and anchor."""
+    return logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1] // anchors)
+
+
+# Features
+
+
+@case('FitNetLoss', 'FPN level', 1, 'gradient')
+def fitnet(sizes: Sizes) -> Problem:
+    """L = mean (S - T)^2."""
+    return maps(sizes, sizes.fpn, 'FitNetLoss', lambda s, t, _: (s - t).square().mean())
+
+
+@case('ABLoss', 'ResNet-50 C5', 1, 'gradient')
+def ab(sizes: Sizes) -> Problem:
+    """L = 1/N sum max(0, 1 - S)^2 where T > 0, max(0, 1 + S)^2 elsewhere."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        hinge = torch.where(t > 0, (1 - s).clamp(min=0) ** 2, (1 + s).clamp(min=0) ** 2)
+        return hinge.sum() / len(s)
+
+    return maps(sizes, sizes.c5, 'ABLoss', formula)
+
+
+@case('ATLoss', 'ResNet-50 C5', 1, 'gradient')
+def at(sizes: Sizes) -> Problem:
+    """L = mean (Q_s - Q_t)^2, Q = F / ||F||, F = sum_c |A|^2."""
+
+    def unit(x: Tensor) -> Tensor:
+        f = (x.abs() ** 2).sum(1).flatten(1)
+        return f / f.norm(dim=1, keepdim=True)
+
+    return maps(sizes, sizes.c5, 'ATLoss', lambda s, t, _: ((unit(s) - unit(t)) ** 2).mean())
+
+
+@case('OFDLoss', 'ResNet-50 C5', 1, 'gradient')
+def ofd(sizes: Sizes) -> Problem:
+    """L = 1/N sum (S - T')^2 [S > T' or T' > 0], T' = max(T, m_c)."""
+    margin = -sizes.uniform(sizes.c5[1])
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        target = torch.maximum(t, margin[:, None, None])
+        return ((s - target) ** 2 * ((s > target) | (target > 0))).sum() / len(s)
+
+    problem = maps(sizes, sizes.c5, 'OFDLoss', formula)
+    problem.loss.margin = margin
+    return problem
+
+
+@case('PKDLoss', 'FPN level', 1, 'gradient')
+def pkd(sizes: Sizes) -> Problem:
+    """L = 1/2 mean (S^ - T^)^2, x^ = (x - mean) / (std + 1e-6)."""
+
+    def standard(x: Tensor) -> Tensor:
+        return (x - x.mean((0, 2, 3), True)) / (x.std((0, 2, 3), keepdim=True) + 1e-6)
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return 0.5 * ((standard(s) - standard(t)) ** 2).mean()
+
+    return maps(sizes, sizes.fpn, 'PKDLoss', formula)
+
+
+def channel_divergence(s: Tensor, t: Tensor, tau: float) -> Tensor:
+    """L = tau^2/(N*C) sum KL(q_t || q_s), q = softmax_hw(x / tau)."""
+    q_s, q_t = ((x.flatten(2) / tau).softmax(2) for x in (s, t))
+    return tau**2 / (s.shape[0] * s.shape[1]) * (q_t * (q_t / q_s).log()).sum()
+
+
+@case('CWDLoss', "a segmentor's logits", 3, 'gradient, log q_s, q_t')
+def cwd_logits(sizes: Sizes) -> Problem:
+    """At temperature 4."""
+    return maps(
+        sizes, sizes.logits, 'CWDLoss', lambda s, t, _: channel_divergence(s, t, 4.0), tau=4.0
+    )
+
+
+@case('CWDLoss', 'FPN level', 3, 'gradient, log q_s, q_t')
+def cwd_level(sizes: Sizes) -> Problem:
+    """At temperature 1."""
+    return maps(sizes, sizes.fpn, 'CWDLoss', lambda s, t, _: channel_divergence(s, t, 1.0))
+
+
+@case('MGDLoss', 'FPN level', 4, 'gradient, M*S, G: its middle and its output')
+def mgd(sizes: Sizes) -> Problem:
+    """L = 1/N sum (G(M * S) - T)^2."""
+    loss: Any = build('MGDLoss')
+    place = Place(Tap('neck.p3', name='neck.p3'), (sizes.fpn,), (None,))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loss.bind(place, place)
+    loss.to(sizes.device, sizes.dtype)
+
+    def formula(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        first, _, second = loss.generator
+        masked = loss.mask(s, batch.seed) * s
+        middle = F.conv2d(masked, first.weight, first.bias, padding=1).clamp(min=0)
+        made = F.conv2d(middle, second.weight, second.bias, padding=1)
+        return ((made - t) ** 2).sum() / len(s)
+
+    student, teacher = sizes.student(*sizes.fpn), sizes.normal(*sizes.fpn)
+    return Problem(loss, student, teacher, formula, Batch({'seed': 0}))
+
+
+def naive_mask(
+    anchors: list[Tensor],
+    boxes: Tensor,
+    psi: float = 0.5,
+    policy: str = 'global',
+    valid: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """I = 1 iff IoU > psi M_g for some box and anchor, M_g > 0: every anchor with every box."""
+    overlaps = []
+    for i, level in enumerate(anchors):
+        a = level[..., None, :]  # (H, W, A, 1, 4)
+        size = torch.minimum(a[..., 2:], boxes[:, 2:]) - torch.maximum(a[..., :2], boxes[:, :2])
+        shared = size.clamp(min=0).prod(-1)
+        areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (a, boxes)]
+        overlap = shared / (areas[0] + areas[1] - shared).clamp(min=1e-30)
+        if policy == 'assigned':
+            home = (areas[1].sqrt() / 56).log2().floor().clamp(0, len(anchors) - 1)
+            overlap = overlap * (home == i)
+        overlaps.append(overlap if valid is None else overlap * valid[i][..., None])
+    tops = [overlap.amax((0, 1, 2)) for overlap in overlaps]
+    if policy != 'per_level':
+        tops = [torch.stack(tops).amax(0)] * len(tops)
+    pairs = zip(overlaps, tops, strict=True)
+    return [((o > psi * top) & (top > 0)).flatten(2).any(2) for o, top in pairs]
+
+
+@case('FGFILoss', "a neck's five levels, RetinaNet's anchors", 1, 'gradient')
+def fgfi(sizes: Sizes) -> Problem:
+    """L = 1/(2 N_p) sum I (S - T)^2."""
+    student, teacher = pyramid(sizes, RETINA_STRIDES, sizes.channels)
+    anchors = anchors_of(sizes, 'retinanet')
+    batch = Batch(
+        {
+            'gt_boxes': [boxes_of(sizes, sizes.boxes, 16, 512) for _ in range(sizes.images)],
+            'anchors': anchors,
+            'anchors_valid': {
+                key: level[..., 0].new_ones(sizes.images, *level.shape[:3]).bool()
+                for key, level in anchors.items()
+            },
+        }
+    )
+
+    def formula(students: list[Tensor], teachers: list[Tensor], batch: Batch) -> Tensor:
+        levels = list(batch.anchors.values())
+        images = [naive_mask(levels, boxes) for boxes in batch.gt_boxes]
+        total = count = torch.zeros((), dtype=sizes.dtype, device=sizes.device)
+        for i, (s, t) in enumerate(zip(students, teachers, strict=True)):
+            mask = torch.stack([image[i] for image in images])
+            total = total + (mask[:, None] * (s - t) ** 2).sum()
+            count = count + mask.sum()
+        return total / (2 * count)
+
+    return Problem(build('FGFILoss'), student, teacher, formula, batch)
+
+
+# Answers
+
+
+@case('KDLoss', "a segmentor's logits", 3, 'gradient, log q, p')
+def kd(sizes: Sizes) -> Problem:
+    """L = tau^2 mean sum_k p log(p/q), at temperature 4."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        p, q = (t / 4).softmax(1), (s / 4).softmax(1)
+        return 16 * (p * (p / q).log()).sum(1).mean()
+
+    return maps(sizes, sizes.logits, 'KDLoss', formula)
+
+
+def dense_logits(sizes: Sizes, loss: str, entry: Callable[[Tensor, Tensor], Tensor]) -> Problem:
+    """Returns a problem on a RetinaNet's classification logits, summed over entries."""
+    student, teacher = pyramid(sizes, RETINA_STRIDES, 9 * sizes.classes)
+    counts = [sizes.images * h * w * 9 for h, w in grids(sizes, RETINA_STRIDES)]
+    weights = [(sizes.uniform(n) > 0.02).to(sizes.dtype).reshape(sizes.images, -1) for n in counts]
+
+    def formula(students: list[Tensor], teachers: list[Tensor], batch: Batch) -> Tensor:
+        total = torch.zeros((), dtype=sizes.dtype, device=sizes.device)
+        for s, t, weight in zip(students, teachers, batch.dense_weights, strict=True):
+            rows = entry(rows_of(s, 9), rows_of(t, 9)).sum(1)
+            total = total + (weight.reshape(-1) * rows).sum()
+        return total / batch.dense_avg_factor
+
+    batch = Batch({'dense_weights': weights, 'dense_avg_factor': 50.0})
+    return Problem(build(loss), student, teacher, formula, batch)
+
+
+@case('KDQFLLoss', "RetinaNet's class logits, five levels", 1, 'gradient')
+def kd_qfl(sizes: Sizes) -> Problem:
+    """|q - p| BCE(q, p)."""
+
+    def entry(s: Tensor, t: Tensor) -> Tensor:
+        p, q = t.sigmoid(), s.sigmoid()
+        return (q - p).abs() * -(p * q.log() + (1 - p) * (1 - q).log())
+
+    return dense_logits(sizes, 'KDQFLLoss', entry)
+
+
+@case('BinaryKLLoss', "RetinaNet's class logits, five levels", 1, 'gradient')
+def binary_kl(sizes: Sizes) -> Problem:
+    """P log(p/q) + (1 - p) log((1 - p)/(1 - q))."""
+
+    def entry(s: Tensor, t: Tensor) -> Tensor:
+        p, q = t.sigmoid(), s.sigmoid()
+        return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+    return dense_logits(sizes, 'BinaryKLLoss', entry)
+
+
+@case('WeightedSoftLabelLoss', 'class logits of 1024 regions', 3, 'gradient, log q, w p')
+def weighted_soft_label(sizes: Sizes) -> Problem:
+    """L = -mean sum_k w_k p_k log q_k, the background's w 1.5."""
+    shape = sizes.rois, sizes.classes + 1
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        weight = torch.ones_like(t)
+        weight[:, -1] = 1.5
+        return -(weight * t.softmax(1) * s.softmax(1).log()).sum(1).mean()
+
+    problem = maps(sizes, shape, 'WeightedSoftLabelLoss', formula)
+    return replace(problem, batch=Batch({'rois': sizes.uniform(sizes.rois, 5)}))
+
+
+@case('WeightedSoftObjectnessLoss', "an RPN's logits, five levels, 256 an image", 1, 'gradient')
+def weighted_soft_objectness(sizes: Sizes) -> Problem:
+    """L = -mean p log sigmoid(z_s) + 1.5 (1 - p) log(1 - sigmoid(z_s))."""
+    student, teacher = pyramid(sizes, RPN_STRIDES, 3)
+    shapes = [(sizes.images, h * w * 3) for h, w in grids(sizes, RPN_STRIDES)]
+    share = min(256 / sum(n for _, n in shapes), 0.5)
+    weights = [(sizes.uniform(*shape) < share).to(sizes.dtype) for shape in shapes]
+
+    def formula(students: list[Tensor], teachers: list[Tensor], batch: Batch) -> Tensor:
+        sampled = torch.cat([w.reshape(-1) for w in batch.rpn_weights]) > 0
+        s, t = (torch.cat([rows_of(x, 3)[:, 0] for x in y])[sampled] for y in (students, teachers))
+        p, q = t.sigmoid(), s.sigmoid()
+        return -(p * q.log() + 1.5 * (1 - p) * (1 - q).log()).mean()
+
+    batch = Batch({'rpn_weights': weights})
+    return Problem(build('WeightedSoftObjectnessLoss'), student, teacher, formula, batch)
+
+
+@case('BoundedRegressionLoss', 'deltas of 1024 regions, for each class', 1, 'gradient')
+def bounded_regression(sizes: Sizes) -> Problem:
+    """L = 1/R sum e_s [e_s > e_t], of each positive region's own class."""
+    shape = sizes.rois, 4 * sizes.classes
+    positive = sizes.uniform(sizes.rois) < 0.25
+    labels = torch.where(positive, (sizes.uniform(sizes.rois) * sizes.classes).long(), -1)
+    batch = Batch(
+        {
+            'rois': sizes.uniform(sizes.rois, 5),
+            'roi_labels': labels,
+            'roi_positive': positive,
+            'roi_box_targets': sizes.normal(sizes.rois, 4),
+        }
+    )
+
+    def formula(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        index = torch.arange(sizes.rois, device=s.device)
+        errors = []
+        for x in (s, t):
+            own = x.reshape(sizes.rois, -1, 4)[index, batch.roi_labels.clamp(min=0)]
+            errors.append(((own - batch.roi_box_targets) ** 2).sum(1))
+        counts = batch.roi_positive & (errors[0] > errors[1])
+        return (errors[0] * counts).sum() / sizes.rois
+
+    problem = maps(sizes, shape, 'BoundedRegressionLoss', formula)
+    return replace(problem, batch=batch)
