@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd.cli.demo_progress import LISTENER, Reporter
+from densekd.cli.options import configs_folder
 from densekd.errors import ConfigError, DataError, did_you_mean
 
 RESULT_FILE = 'result.json'
@@ -52,30 +53,13 @@ class Run:
         return self.metrics.get('coco/bbox_mAP_50', 0.0)
 
 
-def configs_folder() -> Path:
-    """Returns the folder of densekd's configs: beside the package, or in the current directory.
-
-    Raises:
-        ConfigError: If it is in neither place.
-    """
-    import densekd
-
-    for parent in (Path(densekd.__file__).resolve().parents[1], Path.cwd()):
-        if (parent / 'configs' / 'digits').is_dir():
-            return parent / 'configs'
-    raise ConfigError(
-        'demo: its configs are not here: they are part of the repository, not of the installed '
-        'package. Run it in a clone of densekd.'
-    )
-
-
 def find_recipe(detector: str, method: str) -> Recipe:
     """Returns the configs that compare a method on a detector.
 
     Raises:
         ConfigError: If there is no digits config of that method.
     """
-    configs, name = configs_folder(), detector.replace('-', '_')
+    configs, name = configs_folder('demo'), detector.replace('-', '_')
     found = {}
     for path in sorted(configs.glob(f'kd/*/detection/{name}/*_digits_teacher_*.py')):
         found[path.relative_to(configs).parts[1]] = path

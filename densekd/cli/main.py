@@ -15,6 +15,7 @@ from densekd.errors import DenseKDError
 COMMANDS = {
     'demo': 'distil a small digit detector from a larger one, and compare',
     'check': 'prove that a config is wired right, without its data',
+    'methods': 'list the methods, or print the card of one',
     'taps': 'list what can be tapped in a config, and the presets that fit',
     'train': 'train a config, plain or with distillation',
     'test': "score a checkpoint with a config's test data",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+from pathlib import Path
 from typing import Any
 
 from densekd.errors import ConfigError
@@ -75,3 +76,23 @@ def set_local_rank(args: argparse.Namespace) -> None:
 def is_main_process() -> bool:
     """Whether this process is the one that speaks."""
     return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) or 0) == 0
+
+
+def configs_folder(command: str) -> Path:
+    """Returns the folder of densekd's configs: beside the package, or in the current directory.
+
+    Args:
+        command: Who asks, for the message.
+
+    Raises:
+        ConfigError: If it is in neither place.
+    """
+    import densekd
+
+    for parent in (Path(densekd.__file__).resolve().parents[1], Path.cwd()):
+        if (parent / 'configs' / 'digits').is_dir():
+            return parent / 'configs'
+    raise ConfigError(
+        f'{command}: its configs are not here: they are part of the repository, not of the '
+        'installed package. Run it in a clone of densekd.'
+    )
