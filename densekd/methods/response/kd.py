@@ -2,10 +2,10 @@
 
 Paper: Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NIPS workshop 2014.
     https://arxiv.org/abs/1503.02531
-Reads: logits before a softmax: a classifier's (`logits`), or a segmentor's at the stride of its
-    head (`decode.logits`).
+Reads: logits before a softmax: a classifier's (`logits`), a segmentor's at the stride of its head
+    (`decode.logits`), a box head's on the student's regions (`roi.cls_logits`).
 Stages: one.
-Tasks: classification, segmentation.
+Tasks: classification, detection, segmentation.
 """
 
 from __future__ import annotations
