@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip_gpu)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def seeded() -> None:
+    """What a module's own fixtures draw is the same in every run and every order of modules."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def work_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, for code that writes to the current directory."""

@@ -25,6 +25,8 @@ from densekd.errors import TapError, did_you_mean
 from densekd.registry import check_arguments
 
 Value = Any  # a Tensor, or a list of them: one a call, or one a pyramid level
+# How box deltas are encoded: the coder's type, the means and the deviations of the four.
+Coding = tuple[str, tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Tap:
         level: `'backbone'`, `'neck'`, `'head'` or another part that the place belongs to.
         norm: Path of the normalisation layer that feeds the place, where there is one.
         rectified: Whether the values come out of a ReLU, so that none is negative.
+        coding: How they encode boxes, where they do.
     """
 
     path: str
@@ -53,6 +56,7 @@ class Tap:
     level: str = ''
     norm: str | None = None
     rectified: bool = False
+    coding: Coding | None = None
 
     def __post_init__(self) -> None:
         if self.side not in ('out', 'in'):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 from mmengine.model import BaseModel
@@ -109,8 +110,22 @@ class DistillModel(BaseModel):
         """Returns what sort of model it is, for presets."""
         raise NotImplementedError
 
-    def forward_parts(self, model: nn.Module, inputs: Tensor, parts: frozenset[str] | None) -> None:
-        """Runs the part of a network that holds places in `parts`; None for all of it."""
+    def forward_parts(
+        self,
+        model: nn.Module,
+        inputs: Tensor,
+        parts: frozenset[str] | None,
+        captured: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Runs the part of a network that holds places in `parts`; None for all of it.
+
+        Args:
+            model: The network.
+            inputs: Preprocessed images, (N, 3, H, W).
+            parts: First parts of the tapped paths.
+            captured: What `capture` collected of the student, which a teacher may be run on; None
+                while there is no student's step, as when taps are looked for.
+        """
         raise NotImplementedError
 
     def offered(self) -> tuple[str, ...]:
@@ -254,7 +269,7 @@ class DistillModel(BaseModel):
             own = self.student(inputs, data_samples, mode='loss')
         losses = self._scaled(own) if self.task_loss else {}
         batch = self._batch(inputs, data_samples, reading, captured)
-        teachers = self._run_teachers(active, inputs, data_samples)
+        teachers = self._run_teachers(active, inputs, data_samples, captured)
         for distiller, factor in factors.items():
             if factor > 0:
                 student = distiller.read('student', reading)
@@ -291,7 +306,11 @@ class DistillModel(BaseModel):
         return Batch(fields)
 
     def _run_teachers(
-        self, active: Sequence[Distiller], inputs: Tensor, data_samples: Any
+        self,
+        active: Sequence[Distiller],
+        inputs: Tensor,
+        data_samples: Any,
+        captured: Mapping[str, Any],
     ) -> dict[str, Taps]:
         readings = {}
         for name, teacher in self.teachers.items():
@@ -301,8 +320,8 @@ class DistillModel(BaseModel):
             taps = taps_of(mine, 'teacher')
             parts = parts_of(taps)
             view = teacher.prepared(self.teacher_view(teacher.model, inputs, data_samples))
-            forward = lambda m, x=view, parts=parts: self.forward_parts(m, x, parts)  # noqa: E731
-            readings[name] = teacher.run(taps, forward)
+            run = partial(self.forward_parts, inputs=view, parts=parts, captured=captured)
+            readings[name] = teacher.run(taps, run)
         return readings
 
     # What a runner touches --------------------------------------------------------------------

@@ -6,35 +6,89 @@ neck.p2 … p7              neck outputs; p_k has stride 2^k
 head.cls_logits           class logits of a one-stage head, one map a level
 head.bbox_deltas          its box regression, likewise (head.bbox_dist where it is a distribution)
 head.centerness           likewise, where there is one
-rpn.objectness, rpn.deltas
+rpn.objectness, rpn.deltas  what an RPN says of its anchors, one map a level
+roi.cls_logits            class logits of a box head, a row a region, background last
+roi.bbox_deltas           its box regression, likewise
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from densekd.core.taps import Place, Tap
+from densekd.core.taps import Coding, Place, Tap
 from densekd.core.trace import trace
+from densekd.errors import TapError
+
+PARTS = frozenset(('backbone', 'neck', 'rpn_head', 'bbox_head', 'roi_head'))
 
 
-def detector_forward(model: Any, images: Tensor, parts: frozenset[str] | None = None) -> None:
-    """Runs the part of a detector that holds places in `parts`; all of it but RoIs by default.
+def detector_forward(
+    model: Any,
+    images: Tensor,
+    parts: frozenset[str] | None = None,
+    rois: Tensor | None = None,
+) -> None:
+    """Runs the part of a detector that holds places in `parts`; all of it by default.
 
     Args:
         model: A detector of mmdet.
         images: Preprocessed images, (N, 3, H, W).
-        parts: First parts of the tapped paths: `'backbone'`, `'neck'`, `'bbox_head'`, `'rpn_head'`.
+        parts: First parts of the tapped paths: `'backbone'`, `'neck'`, `'bbox_head'`,
+            `'rpn_head'`, `'roi_head'`.
+        rois: Regions for the box head, (R, 5) as image, x1, y1, x2, y2; None takes a few that any
+            image has, for a pass that only asks what runs.
+
+    Raises:
+        TapError: If a box head is asked for that does not score given regions in one pass.
     """
     if parts is not None and parts <= {'backbone'}:
         model.backbone(images)
         return
     features = model.extract_feat(images)
+    # A part that is none of these is run with everything else.
+    wanted = PARTS if parts is None or not parts <= PARTS else parts
     for head in ('rpn_head', 'bbox_head'):
-        if hasattr(model, head) and (parts is None or not parts <= {'backbone', 'neck'}):
+        if head in wanted and hasattr(model, head):
             getattr(model, head)(features)
+    if 'roi_head' not in wanted or not hasattr(model, 'roi_head'):
+        return
+    if scores_regions(model):
+        rois = _some_regions(images) if rois is None else rois
+        # RoIAlign has no kernel for half precision on every device.
+        model.roi_head._bbox_forward(tuple(f.to(rois.dtype) for f in features), rois)
+    elif parts is not None and parts <= PARTS:
+        raise TapError(
+            f'{type(model.roi_head).__name__}: it has several box heads, or none that scores given '
+            'regions in one pass. Tap the backbone, the neck or the RPN instead.'
+        )
+
+
+def scores_regions(model: Any) -> bool:
+    """Whether a detector has one box head, trained on sampled regions as mmdet's standard one."""
+    from mmdet.models.roi_heads import StandardRoIHead
+
+    head = getattr(model, 'roi_head', None)
+    return (
+        isinstance(head, StandardRoIHead)
+        and type(head).bbox_loss is StandardRoIHead.bbox_loss
+        and getattr(head, 'with_bbox', False)
+    )
+
+
+def _some_regions(images: Tensor) -> Tensor:
+    """Returns three regions of each image: all of it, its left half, its middle."""
+    count, _, height, width = images.shape
+    h, w = float(height), float(width)
+    boxes = images.new_tensor(
+        [[0, 0, w, h], [0, 0, w / 2, h], [w / 4, h / 4, 3 * w / 4, 3 * h / 4]]
+    )
+    index = torch.arange(count, device=images.device, dtype=boxes.dtype).repeat_interleave(3)
+    return torch.cat([index[:, None], boxes.repeat(count, 1)], 1)
 
 
 def detector_taps(model: Any) -> dict[str, Tap]:
@@ -45,9 +99,32 @@ def detector_taps(model: Any) -> dict[str, Tap]:
     if getattr(model, 'bbox_head', None) is not None:
         taps.update(_dense_head_taps(model.bbox_head))
     if getattr(model, 'rpn_head', None) is not None:
-        for index, name in enumerate(('objectness', 'deltas')):
-            taps[f'rpn.{name}'] = _tap(f'rpn.{name}', 'rpn_head', 'head', index)
+        taps['rpn.objectness'] = _tap('rpn.objectness', 'rpn_head', 'head', 0)
+        coding = box_coding(model.rpn_head)
+        taps['rpn.deltas'] = _tap('rpn.deltas', 'rpn_head', 'head', 1, coding=coding)
+    if scores_regions(model):
+        taps.update(_box_head_taps(model.roi_head.bbox_head))
     return taps
+
+
+def _box_head_taps(head: Any) -> dict[str, Tap]:
+    path, taps = 'roi_head.bbox_head', {}
+    # Some losses bring an activation of their own, which is no softmax with background last.
+    if not getattr(head, 'custom_cls_channels', False):
+        taps['roi.cls_logits'] = _tap('roi.cls_logits', path, 'head', 0)
+    if getattr(head, 'with_reg', True):
+        coding = box_coding(head)
+        taps['roi.bbox_deltas'] = _tap('roi.bbox_deltas', path, 'head', 1, coding=coding)
+    return taps
+
+
+def box_coding(head: Any) -> Coding | None:
+    """Returns how a head encodes boxes: the coder's type, its means and its deviations."""
+    coder = getattr(head, 'bbox_coder', None)
+    if coder is None:
+        return None
+    numbers = [tuple(float(x) for x in getattr(coder, key, ())) for key in ('means', 'stds')]
+    return type(coder).__name__, numbers[0], numbers[1]
 
 
 def _tap(name: str, path: str, level: str, index: int | None = None, **more: Any) -> Tap:
@@ -119,10 +196,13 @@ def _dense_head_taps(head: Any) -> dict[str, Tap]:
     names = ['cls_logits', 'bbox_dist' if distribution else 'bbox_deltas']
     if any('centerness' in name for name, _ in head.named_modules()):
         names.append('centerness')
-    return {
+    taps = {
         f'head.{name}': _tap(f'head.{name}', 'bbox_head', 'head', index)
         for index, name in enumerate(names)
     }
+    if not distribution:
+        taps['head.bbox_deltas'] = replace(taps['head.bbox_deltas'], coding=box_coding(head))
+    return taps
 
 
 def frozen_taps(model: Any, taps: dict[str, Tap]) -> frozenset[str]:

@@ -193,8 +193,28 @@ def every_method(model: str, weight: float | None = None) -> list[dict[str, Any]
         entries += [
             entry('head.cls_logits', 'KDQFL', weight),
             entry('head.cls_logits', 'BinaryKL', weight),
+            bounded('head.bbox_deltas', 'dense', weight),
+        ]
+    else:
+        entries += [
+            entry('roi.cls_logits', 'WeightedSoftLabel', weight),
+            bounded('roi.bbox_deltas', 'roi', weight),
+            entry('rpn.objectness', 'WeightedSoftObjectness', weight),
+            bounded('rpn.deltas', 'rpn', weight),
         ]
     return entries
+
+
+def bounded(place: str, boxes: str, weight: float | None = None, **loss: Any) -> Any:
+    """Returns the bounded regression of one head."""
+    if weight is not None:
+        loss['loss_weight'] = weight
+    head = dict(
+        type='BoundedRegressionDistillationHead',
+        name=f'bounded_{boxes}',
+        loss=dict(type='BoundedRegressionLoss', boxes=boxes, **loss),
+    )
+    return dict(student_module=place, head=head)
 
 
 def distilled(

@@ -18,10 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
 from densekd.core.ops import masked_mean
+from densekd.core.taps import Coding, Place
 from densekd.errors import ConfigError, ShapeError, did_you_mean
+from densekd.methods.presets import choose_at, fitting_taps
 from densekd.methods.response.box_heads import (
     check_grid,
     check_levels,
@@ -30,7 +33,8 @@ from densekd.methods.response.box_heads import (
     objectness_rows,
 )
 from densekd.methods.response.dense_logits import flatten_logits, weighted_sum
-from densekd.registry import HEADS, LOSSES
+from densekd.methods.response.kd import check_classes
+from densekd.registry import HEADS, LOSSES, PRESETS
 
 # What bounded regression asks of the batch, by the head whose boxes it compares.
 NEEDS = {
@@ -255,8 +259,9 @@ class WeightedSoftObjectnessLoss(DistillLoss):
 class BoundedRegressionLoss(DistillLoss):
     """`bounded_regression_loss` over the positive boxes of one of the student's heads.
 
-    Both networks must regress from the same regions or anchors and encode boxes alike. Of deltas
-    for each class, those of the true class count; each network may have them or not.
+    Both networks must regress from the same regions or anchors. Where they divide deltas by other
+    deviations, the teacher's are encoded as the student's are. Of deltas for each class, those of
+    the true class count; each network may have them or not.
 
     Args:
         loss_weight: Factor; the paper's nu is 0.5.
@@ -283,6 +288,33 @@ class BoundedRegressionLoss(DistillLoss):
         self.needs = NEEDS[boxes]  # type: ignore[misc]  # those of the one head
         self.margin = margin
         self.boxes = boxes
+        self._recoding: tuple[list[float], list[float]] | None = None
+
+    def bind(self, student: Place, teacher: Place) -> None:
+        """Takes how both networks encode boxes, so that the teacher's can be compared.
+
+        Raises:
+            ConfigError: If they do it by other rules than other means and deviations.
+        """
+        own, other = student.tap.coding, teacher.tap.coding
+        if own is None or other is None or own == other:
+            return
+        if own[0] != other[0] or len(own[1]) != 4 or len(other[1]) != 4:
+            raise ConfigError(
+                f'BoundedRegressionLoss: the student encodes boxes with {_coding(own)} and the '
+                f"teacher with {_coding(other)}, whose deltas can't be compared. Give both the "
+                'same bbox_coder.'
+            )
+        scale = [t / s for s, t in zip(own[2], other[2], strict=True)]
+        shift = [(t - s) / d for s, t, d in zip(own[1], other[1], own[2], strict=True)]
+        self._recoding = (scale, shift)
+
+    def _recoded(self, teacher: Tensor) -> Tensor:
+        """Returns the teacher's deltas with the student's means and deviations."""
+        if self._recoding is None:
+            return teacher
+        scale, shift = (teacher.new_tensor(row) for row in self._recoding)
+        return teacher * scale + shift
 
     def compute(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Tensor:
         """Returns the unweighted loss; 0 where no box is positive.
@@ -292,7 +324,7 @@ class BoundedRegressionLoss(DistillLoss):
         """
         pick = self._of_regions if self.boxes == 'roi' else self._of_anchors
         s, t, target, avg_factor = pick(student, teacher, batch)
-        return bounded_regression_loss(s, t, target.to(s), self.margin, avg_factor)
+        return bounded_regression_loss(s, self._recoded(t), target.to(s), self.margin, avg_factor)
 
     def _of_regions(
         self, student: list[Tensor], teacher: list[Tensor], batch: Batch
@@ -348,6 +380,11 @@ class BoundedRegressionLoss(DistillLoss):
         return s, t, target, getattr(batch, f'{self.boxes}_avg_factor')
 
 
+def _coding(coding: Coding) -> str:
+    name, means, stds = coding
+    return f'{name}(means {list(means)}, stds {list(stds)})' if means or stds else name
+
+
 def _check_not_negative(name: str, argument: str, value: float) -> None:
     if not value >= 0:
         raise ConfigError(f'{name}: {argument} is a number from 0 up, not {value}.')
@@ -366,6 +403,16 @@ class WeightedSoftLabelDistillationHead(DistillationHead):
         'loss_weight': 0.5,
         'bg_weight': 1.5,
     }
+
+    def bind(self, student: Place, teacher: Place) -> None:
+        """Refuses unlike classes.
+
+        Raises:
+            ShapeError: If the two heads have unlike numbers of classes.
+        """
+        super().bind(student, teacher)
+        # The last column is no class, but the background.
+        check_classes(student.channels - 1, teacher.channels - 1, type(self).__name__)
 
 
 @HEADS.register
@@ -387,3 +434,37 @@ class BoundedRegressionDistillationHead(DistillationHead):
     """Bounded regression of a box head, added to its own loss with the paper's nu = 0.5."""
 
     default_loss: ClassVar[dict[str, Any]] = {'type': 'BoundedRegressionLoss', 'loss_weight': 0.5}
+
+
+@PRESETS.register(name='chen2017')
+def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
+    """Returns soft labels and bounded regression for every head that a detector has.
+
+    For a two-stage detector those of its box head and its RPN; for a one-stage detector, which the
+    paper has none of, the bounded regression, beside which `binary_kl` or `kd_qfl` gives soft
+    labels. The paper's hints are `fitnet`'s, and its mix of hard and soft labels is
+    `scale_student_loss`: a preset leaves the student's own loss as it is.
+    """
+    choose_at('chen2017', at, preset.at)
+    if anatomy.kind == 'one-stage':
+        (name,) = fitting_taps('chen2017', anatomy, 'head.bbox_deltas')
+        return [_distiller(name, 'BoundedRegression', 'bounded', boxes='dense')]
+    roi = fitting_taps('chen2017', anatomy, 'roi.*')
+    rpn = fitting_taps('chen2017', anatomy, 'rpn.*')
+    entries = {
+        'roi.cls_logits': _distiller('roi.cls_logits', 'WeightedSoftLabel', 'soft_roi'),
+        'roi.bbox_deltas': _distiller('roi.bbox_deltas', 'BoundedRegression', 'bounded_roi'),
+        'rpn.objectness': _distiller('rpn.objectness', 'WeightedSoftObjectness', 'soft_rpn'),
+        'rpn.deltas': _distiller('rpn.deltas', 'BoundedRegression', 'bounded_rpn', boxes='rpn'),
+    }
+    return [entry for name, entry in entries.items() if name in (*roi, *rpn)]
+
+
+def _distiller(tap: str, head: str, name: str, **loss: Any) -> dict[str, Any]:
+    config: dict[str, Any] = {'type': f'{head}DistillationHead', 'name': name}
+    if loss:
+        config['loss'] = {'type': f'{head}Loss', **loss}
+    return {'student_module': tap, 'teacher_module': tap, 'head': config}
+
+
+preset.at = ('head',)

@@ -154,11 +154,16 @@ def _check_logits(student: Tensor, teachers: list[Tensor], name: str) -> None:
         raise ShapeError(f'{name}: logits are (N, K) or (N, K, H, W), not {tuple(student.shape)}.')
     for teacher in teachers:
         if teacher.dim() == student.dim():
-            _check_classes(student.shape[1], teacher.shape[1], name)
+            check_classes(student.shape[1], teacher.shape[1], name)
         check_same_shape(student, teacher, name)
 
 
-def _check_classes(student: int, teacher: int, name: str) -> None:
+def check_classes(student: int, teacher: int, name: str) -> None:
+    """Refuses unlike numbers of classes.
+
+    Raises:
+        ShapeError: With both numbers.
+    """
     if student != teacher:
         raise ShapeError(
             f'{name}: the student has {student} classes and the teacher {teacher}; both must be '
@@ -263,7 +268,7 @@ class KDDistillationHead(DistillationHead):
         for s, t in zip(student.shapes, teacher.shapes, strict=False):
             if len(s) < 2 or len(t) < 2:
                 continue
-            _check_classes(s[1], t[1], 'KDDistillationHead')
+            check_classes(s[1], t[1], 'KDDistillationHead')
             if s[1] == 1:
                 raise ShapeError(
                     f'KDDistillationHead: {student.tap.label!r} has one logit a place, whose '
@@ -273,9 +278,9 @@ class KDDistillationHead(DistillationHead):
 
 @PRESETS.register(name='kd')
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
-    """Returns one distiller on a segmentor's or a classifier's logits."""
+    """Returns one distiller on a segmentor's, a box head's or a classifier's logits."""
     choose_at('kd', at, preset.at)
-    patterns = ('decode.logits', 'logits')
+    patterns = ('decode.logits', 'roi.cls_logits', 'logits')
     softmax = any(anatomy.both(pattern) for pattern in patterns)
     if not softmax and anatomy.both('head.cls_logits'):
         raise ConfigError(f"preset 'kd': {_sigmoid_advice('head.cls_logits')}")
