@@ -65,11 +65,12 @@ def cwd_loss(
         )
     if not student.numel():
         return zero_like_loss(student)
-    s, t = student.flatten(2) / tau, teacher.detach().flatten(2) / tau
-    scale = tau**2 / (s.shape[0] * s.shape[1])
+    scale = tau**2 / (student.shape[0] * student.shape[1])
     if valid is None:
-        log_s, log_t = s.log_softmax(2), t.log_softmax(2)
-        return scale * (log_t.exp() * (log_t - log_s)).sum()
+        log_s = (student.flatten(2) / tau).log_softmax(2)
+        log_t = (teacher.detach().flatten(2) / tau).log_softmax(2)
+        return scale * (log_t - log_s).mul_(log_t.exp()).sum()
+    s, t = student.flatten(2) / tau, teacher.detach().flatten(2) / tau
     if tuple(valid.shape) != (student.shape[0], *student.shape[2:]):
         raise ShapeError(
             f'cwd_loss: valid is {tuple(valid.shape)} and the maps are {tuple(student.shape)}; '
@@ -79,7 +80,7 @@ def cwd_loss(
     # Filled on both sides of the softmax: -inf less -inf is NaN, and so is a softmax of nothing.
     log_s = s.masked_fill(outside, -torch.inf).log_softmax(2).masked_fill(outside, 0.0)
     log_t = t.masked_fill(outside, -torch.inf).log_softmax(2).masked_fill(outside, 0.0)
-    return scale * (log_t.exp() * (log_t - log_s)).sum()
+    return scale * (log_t - log_s).mul_(log_t.exp()).sum()
 
 
 @LOSSES.register

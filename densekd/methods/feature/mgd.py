@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from densekd.core.anatomy import Anatomy
@@ -75,7 +76,7 @@ def mgd_loss(
     generated = generator(student * mask.detach().to(student))
     check_same_shape(generated, teacher, 'mgd_loss: G')
     # Also without an image: each weight of G then has a gradient, of zero.
-    return (generated - teacher.detach()).square().sum() / max(student.shape[0], 1)
+    return F.mse_loss(generated, teacher.detach(), reduction='sum') / max(student.shape[0], 1)
 
 
 @LOSSES.register

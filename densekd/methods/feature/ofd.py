@@ -101,7 +101,7 @@ def ofd_loss(
     margin = margin.detach().to(teacher).reshape(1, -1, *[1] * (teacher.dim() - 2))
     target = torch.maximum(teacher.detach(), margin)
     counts = (student > target) | (target > 0)
-    difference = torch.where(counts, student - target, torch.zeros_like(student))
+    difference = (student - target).masked_fill_(~counts, 0)
     return difference.square().sum() / student.shape[0]
 
 

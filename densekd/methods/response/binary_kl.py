@@ -24,6 +24,9 @@ from densekd.methods.response.dense_logits import (
 )
 from densekd.registry import HEADS, LOSSES, PRESETS
 
+# Above it softplus(z) is z in float64, too; torch's own threshold is meant for float32.
+LINEAR = 40.0
+
 
 def binary_kl_loss(
     student: Tensor,  # (R, K) logits
@@ -58,11 +61,15 @@ def binary_kl_loss(
         tensor(1.5232)
     """
     check_same_shape(student, teacher, 'binary_kl_loss')
-    s, t = student / tau, teacher.detach() / tau
-    # In logits throughout: a probability that rounds to 0 or 1 has no logarithm.
-    yes = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s))
-    no = (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return tau**2 * weighted_sum(yes + no, weight, avg_factor)
+    s, t = student, teacher.detach()
+    if tau != 1:
+        s, t = s / tau, t / tau
+    # In logits throughout: a probability that rounds to 0 or 1 has no logarithm. With log p = t -
+    # softplus(t) and log(1 - p) = -softplus(t) the two terms are p (t - s) + softplus(s) -
+    # softplus(t). In place: these rows are the largest tensors that any loss makes.
+    rows = (t - s).mul_(t.sigmoid())
+    rows = rows.add_(F.softplus(s, threshold=LINEAR)).sub_(F.softplus(t, threshold=LINEAR))
+    return tau**2 * weighted_sum(rows, weight, avg_factor)
 
 
 @LOSSES.register
