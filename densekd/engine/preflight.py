@@ -35,6 +35,9 @@ from densekd.wrappers.config import plain
 from densekd.wrappers.model import DistillModel
 from densekd.wrappers.views import check_padding
 
+# Some cells at a pyramid's coarsest level, since of a single one some losses learn nothing.
+SMALL = (192, 320)
+
 
 @dataclass
 class Term:
@@ -70,7 +73,7 @@ def check(cfg: Any, full_size: bool = True) -> Report:
     Args:
         cfg: A prepared config.
         full_size: Whether the batch has the size that training would have; otherwise one image
-            per batch is drawn at 128x128.
+            per batch is drawn at 192x320.
 
     Raises:
         DenseKDError: The first thing that is wrong.
@@ -83,9 +86,11 @@ def check(cfg: Any, full_size: bool = True) -> Report:
         quiet(),
     ):
         generated = with_generated_data(
-            cfg, Path(folder), images=_batch_size(cfg) if full_size else 1,
-            size=None if full_size else (128, 128),
-        )  # fmt: skip
+            cfg,
+            Path(folder),
+            images=_batch_size(cfg) if full_size else 1,
+            size=None if full_size else SMALL,
+        )
         model = build_model(generated)
         data = first_batch(generated)
         report = try_step(model, data)

@@ -169,7 +169,9 @@ def test_kd_stands_on_logits_of_a_softmax() -> None:
 def test_kd_of_a_dense_detector_is_refused_with_what_fits() -> None:
     with pytest.raises(ConfigError, match="preset 'kd': .*Take kd_qfl or binary_kl"):
         preset('kd', detector())
-    with pytest.raises(ConfigError, match="preset 'kd': it needs a tap decode.logits or logits"):
+    with pytest.raises(
+        ConfigError, match="preset 'kd': it needs a tap decode.logits or roi.cls_logits or logits"
+    ):
         preset('kd', anatomy('two-stage', ['neck.p3']))
     with pytest.raises(ConfigError, match="preset 'kd': there is no at='neck'"):
         preset('kd', detector(), 'neck')
