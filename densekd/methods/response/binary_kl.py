@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,10 +56,11 @@ def binary_kl_loss(
         ShapeError: If the shapes differ.
 
     Example:
-        >>> import torch
         >>> s, t = torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [-2.0]])
         >>> binary_kl_loss(s, t, avg_factor=1)
         tensor(1.5232)
+        >>> binary_kl_loss(torch.tensor([[12.0]]), torch.tensor([[12.5]]))  # both are sure
+        tensor(5.5423e-07)
     """
     check_same_shape(student, teacher, 'binary_kl_loss')
     s, t = student, teacher.detach()
@@ -66,7 +68,9 @@ def binary_kl_loss(
         s, t = s / tau, t / tau
     # In logits throughout: a probability that rounds to 0 or 1 has no logarithm. With log p = t -
     # softplus(t) and log(1 - p) = -softplus(t) the two terms are p (t - s) + softplus(s) -
-    # softplus(t). In place: these rows are the largest tensors that any loss makes.
+    # softplus(t). Yes and no change places where p > 1/2: p near 1 would hide what it lacks of 1.
+    s, t = torch.where(t > 0, -s, s), -t.abs()
+    # In place: these rows are the largest tensors that any loss makes.
     rows = (t - s).mul_(t.sigmoid())
     rows = rows.add_(F.softplus(s, threshold=LINEAR)).sub_(F.softplus(t, threshold=LINEAR))
     return tau**2 * weighted_sum(rows, weight, avg_factor)
