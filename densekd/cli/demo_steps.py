@@ -70,7 +70,7 @@ def find_recipe(detector: str, method: str) -> Recipe:
         )
     return Recipe(
         method,
-        configs / 'digits' / f'{name}_r18w32_6e_digits.py',
+        configs / 'digits' / f'{name}_r18w24_8e_digits.py',
         configs / 'digits' / f'{name}_r18w16_6e_digits.py',
         found[method],
     )

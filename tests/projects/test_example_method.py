@@ -33,7 +33,7 @@ default_hooks = dict(
 model = dict(
     teacher=dict(
         _delete_=True,
-        model='{root}/configs/digits/retinanet_r18w32_6e_digits.py',
+        model='{root}/configs/digits/retinanet_r18w24_8e_digits.py',
         checkpoint='{teacher}',
     ),
 )
@@ -72,7 +72,7 @@ def test_two_iterations_train_the_student(tmp_path: Path) -> None:
 
         torch.manual_seed(0)
         network = build_network(
-            model_config(f'{ROOT}/configs/digits/retinanet_r18w32_6e_digits.py', 'teacher'),
+            model_config(f'{ROOT}/configs/digits/retinanet_r18w24_8e_digits.py', 'teacher'),
             'mmdet',
             'teacher',
         )

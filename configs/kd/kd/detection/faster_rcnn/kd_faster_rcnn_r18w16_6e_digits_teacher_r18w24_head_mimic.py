@@ -1,4 +1,4 @@
-"""Soft labels on the box head: Faster R-CNN on digit scenes, R-18 of width 16 by width 32.
+"""Soft labels on the box head: Faster R-CNN on digit scenes, R-18 of width 16 by width 24.
 
 Command: densekd demo --detector faster-rcnn --method kd
 
@@ -13,8 +13,8 @@ model = dict(
     type='densekd.DistillDetector',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w32_6e_digits.py',
-        checkpoint='work_dirs/faster_rcnn_r18w32_6e_digits/epoch_6.pth',
+        model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w24_8e_digits.py',
+        checkpoint='work_dirs/faster_rcnn_r18w24_8e_digits/epoch_8.pth',
     ),
     distillers=[
         dict(

@@ -1,17 +1,17 @@
-"""PKD on the neck: RetinaNet on digit scenes, R-18 of width 16 by width 32.
+"""PKD on the neck: Faster R-CNN on digit scenes, R-18 of width 16 by width 24.
 
-Command: densekd demo --detector retinanet --method pkd
+Command: densekd demo --detector faster-rcnn --method pkd
 """
 
-_base_ = ['../../../../digits/retinanet_r18w16_6e_digits.py']
+_base_ = ['../../../../digits/faster_rcnn_r18w16_6e_digits.py']
 
 model = dict(
     _delete_=True,
     type='densekd.DistillDetector',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/retinanet_r18w32_6e_digits.py',
-        checkpoint='work_dirs/retinanet_r18w32_6e_digits/epoch_6.pth',
+        model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w24_8e_digits.py',
+        checkpoint='work_dirs/faster_rcnn_r18w24_8e_digits/epoch_8.pth',
     ),
     distillers=[
         dict(

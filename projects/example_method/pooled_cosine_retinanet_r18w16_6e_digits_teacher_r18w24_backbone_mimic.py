@@ -1,7 +1,7 @@
-"""Pooled cosine on the backbone: RetinaNet on digit scenes, R-18 of width 16 by width 32.
+"""Pooled cosine on the backbone: RetinaNet on digit scenes, R-18 of width 16 by width 24.
 
 Command, in the repository's root: python tools/train.py projects/example_method/<this file>
-The teacher is `configs/digits/retinanet_r18w32_6e_digits.py`, trained first.
+The teacher is `configs/digits/retinanet_r18w24_8e_digits.py`, trained first.
 """
 
 _base_ = ['../../configs/digits/retinanet_r18w16_6e_digits.py']
@@ -14,8 +14,8 @@ model = dict(
     type='densekd.DistillDetector',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../configs/digits/retinanet_r18w32_6e_digits.py',
-        checkpoint='work_dirs/retinanet_r18w32_6e_digits/epoch_6.pth',
+        model='{{ fileDirname }}/../../configs/digits/retinanet_r18w24_8e_digits.py',
+        checkpoint='work_dirs/retinanet_r18w24_8e_digits/epoch_8.pth',
     ),
     distillers=[
         dict(

@@ -1,4 +1,4 @@
-"""FitNets on the neck: RetinaNet on digit scenes, R-18 of width 16 by width 32.
+"""FitNets on the neck: RetinaNet on digit scenes, R-18 of width 16 by width 24.
 
 Command: densekd demo --detector retinanet --method fitnet
 """
@@ -10,8 +10,8 @@ model = dict(
     type='densekd.DistillDetector',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/retinanet_r18w32_6e_digits.py',
-        checkpoint='work_dirs/retinanet_r18w32_6e_digits/epoch_6.pth',
+        model='{{ fileDirname }}/../../../../digits/retinanet_r18w24_8e_digits.py',
+        checkpoint='work_dirs/retinanet_r18w24_8e_digits/epoch_8.pth',
     ),
     preset='fitnet',
 )
