@@ -21,7 +21,7 @@ from torch import Tensor
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
-from densekd.core.ops import align, masked_mean
+from densekd.core.ops import masked_mean
 from densekd.core.taps import Place, tensors
 from densekd.errors import ConfigError, ShapeError, did_you_mean
 from densekd.methods.presets import choose_at, fitting_taps
@@ -215,11 +215,8 @@ class KDLoss(DistillLoss):
 
     def compute(self, student: Tensor, teacher: Any, batch: Batch) -> Tensor:
         """Returns the unweighted loss; `teacher` is a tensor, or a list with one a teacher."""
-        teachers = [t.to(student.device) for t in tensors(teacher)]
-        teachers = [align(student, t, 'to_student')[1] for t in teachers]
-        return _divergence(
-            student, teachers, self.tau, self.mode, _valid_cells(student, batch), 'KDLoss'
-        )
+        valid = _valid_cells(student, batch)
+        return _divergence(student, tensors(teacher), self.tau, self.mode, valid, 'KDLoss')
 
 
 def _valid_cells(logits: Tensor, batch: Batch) -> Tensor | None:
