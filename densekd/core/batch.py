@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from densekd.errors import ConfigError
@@ -13,7 +14,7 @@ FIELDS: dict[str, str] = {
     'labels': 'class of each image (N,), of each pixel (N, H, W), or of each box, N of (G,)',
     'gt_boxes': 'true boxes in input pixels, N of (G, 4) as x1, y1, x2, y2; crowds left out',
     'valid': 'where the input is image and not padding or ignored, (N, H, W) bool',
-    'anchors': 'anchors of the student by stride, {(sy, sx): (H, W, A, 4)}',
+    'anchors': 'anchors of the student, or boxes around its points, {(sy, sx): (H, W, A, 4)}',
     'anchors_valid': 'whether an anchor lies in the image, {(sy, sx): (N, H, W, A)} bool',
     'dense_weights': 'weight of each anchor in the classification loss, L of (N, H*W*A)',
     'dense_avg_factor': 'what the student divides its classification loss by',
@@ -52,6 +53,16 @@ class Batch:
     def has(self, name: str) -> bool:
         """Whether the wrapper supplies the field."""
         return name in self.values
+
+    def extended(self, values: Mapping[str, Any]) -> Batch:
+        """Returns a batch with further fields; what both have is computed once.
+
+        Example:
+            >>> Batch({'iteration': 3}).extended({'seed': 1}).iteration
+            3
+        """
+        shared = {name: partial(getattr, self, name) for name in self.values}
+        return Batch({**shared, **values})
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('_') or name not in FIELDS:

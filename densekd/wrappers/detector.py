@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densekd.core.batch import FIELDS
+from densekd.core.batch import FIELDS, Batch
+from densekd.core.distiller import Distiller
 from densekd.core.taps import Tap, Taps
 from densekd.errors import ConfigError
 from densekd.wrappers.model import DistillModel
-from densekd.wrappers.named_taps import (
-    detector_forward,
-    detector_taps,
-    frozen_taps,
-    scores_regions,
+from densekd.wrappers.named_taps import detector_forward, detector_taps, frozen_taps
+from densekd.wrappers.priors import anchor_grids, priors_of, unlike_priors
+from densekd.wrappers.regions import box_heads, noted_stages, region_key, regions_of, stage_of
+from densekd.wrappers.targets import (
+    encoded,
+    gives_deltas,
+    read_targets,
+    reader_of,
+    recorded,
+    recorded_targets,
 )
 from densekd.wrappers.views import teacher_view
 
 NECK = 'the neck, for the sizes of its maps'
+# Heads with a row for every anchor or point, by the first letters of the fields made of them.
+DENSE_HEADS = {'dense_': 'bbox_head', 'rpn_': 'rpn_head'}
 
 
 class DistillDetector(DistillModel):
@@ -62,7 +70,8 @@ class DistillDetector(DistillModel):
         """
         rois = None
         if captured is not None and parts is not None and 'roi_head' in parts:
-            rois = _regions(captured)['rois']
+            stages = noted_stages(captured) or [0]
+            rois = {stage: regions_of(captured, stage)['rois'] for stage in stages}
         detector_forward(model, inputs, parts, rois)
 
     def teacher_view(self, teacher: Any, inputs: Tensor, data_samples: Any) -> Tensor:
@@ -73,56 +82,80 @@ class DistillDetector(DistillModel):
     # The batch --------------------------------------------------------------------------------
 
     @property
-    def _anchor_head(self) -> Any:
-        """The head whose anchors the student is trained with: the RPN of a two-stage detector."""
-        for name in ('rpn_head', 'bbox_head'):
-            head = getattr(self.student, name, None)
-            generator = getattr(head, 'prior_generator', None)
-            if generator is not None and hasattr(generator, 'base_anchors'):
-                return head
-        return None
+    def _priors(self) -> Any:
+        """The anchors or points that the student is trained with, the RPN's of a two-stage one."""
+        heads = (getattr(self.student, name, None) for name in ('rpn_head', 'bbox_head'))
+        return next((found for found in map(priors_of, heads) if found is not None), None)
 
     @property
-    def _dense_head(self) -> Any:
-        """A one-stage head whose targets can be read, with a weight for every anchor."""
-        head = getattr(self.student, 'bbox_head', None)
-        return head if _has_anchor_targets(head) else None
+    def _dense_heads(self) -> dict[str, Any]:
+        """The heads whose targets can be read, by the first letters of the fields made of them."""
+        heads = {key: getattr(self.student, name, None) for key, name in DENSE_HEADS.items()}
+        return {key: head for key, head in heads.items() if reader_of(head) is not None}
 
     def offered(self) -> tuple[str, ...]:
         """Returns the fields of the batch that this student gives."""
         fields = ['inputs', 'iteration', 'seed', 'gt_boxes', 'valid']
-        if self._anchor_head is not None:
+        if self._priors is not None:
             fields += ['anchors', 'anchors_valid']
-        for prefix in self._target_heads:
-            fields += [name for name in FIELDS if name.startswith(prefix)]
+        for prefix, head in self._dense_heads.items():
+            given = [name for name in FIELDS if name.startswith(prefix)]
+            if not gives_deltas(head):
+                given.remove(f'{prefix}box_targets')
+            fields += given
+        if box_heads(self.student):
+            fields += [name for name in FIELDS if name.startswith('roi')]
         return tuple(fields)
 
     def _asked(self, *names: str) -> bool:
-        return any(
-            need.startswith(names) for d in self.distillers.values() for need in d.head.needs
-        )
+        return any(_asks(d, *names) for d in self._distillers)
 
-    @property
-    def _target_heads(self) -> dict[str, tuple[Any, str]]:
-        """The heads whose training targets can be read, with the method that makes them.
+    def _stages(self, distiller: Distiller) -> set[int]:
+        """Returns the stages of box heads that a distiller reads, or whose regions it asks for."""
+        found = {stage_of(tap) for tap in _taps(distiller)}
+        stages = {stage for stage in found if stage is not None}
+        if not stages and _asks(distiller, 'roi') and len(box_heads(self.student)) == 1:
+            return {0}
+        return stages
 
-        By the first letters of the batch's fields that are made of them.
+    def check_rows(self) -> None:
+        """Refuses losses whose rows stand for one thing in the student, another in a teacher.
+
+        Raises:
+            ConfigError: If anchors differ, or it is not clear of which stage regions are meant.
         """
-        heads: dict[str, tuple[Any, str]] = {}
-        if self._dense_head is not None:
-            heads['dense_'] = (self._dense_head, 'get_targets')
-        rpn = getattr(self.student, 'rpn_head', None)
-        if _has_anchor_targets(rpn):
-            heads['rpn_'] = (rpn, 'get_targets')
-        if scores_regions(self.student):
-            heads['roi'] = (self.student.roi_head.bbox_head, 'loss_and_target')
-        return heads
+        for distiller in self._distillers:
+            loss = type(distiller.head.loss).__name__
+            stages = self._stages(distiller)
+            if _asks(distiller, 'roi') and len(stages) != 1:
+                raise ConfigError(
+                    f'distiller {distiller.key!r}: {loss} asks for regions, of which each stage of '
+                    "this student's box heads has its own, and it taps "
+                    f'{len(stages) or "none"} of them. Write one distiller for each stage.'
+                )
+            for prefix, name in DENSE_HEADS.items():
+                if not _asks(distiller, prefix):
+                    continue
+                own = priors_of(getattr(self.student, name, None))
+                parts = {tap.path.split('.')[0] for tap in distiller.taps('teacher').values()}
+                for teacher in distiller.teachers:
+                    for part in parts & set(DENSE_HEADS.values()):
+                        other = priors_of(getattr(self.teachers[teacher].model, part, None))
+                        if own is None or other is None:
+                            continue
+                        difference = unlike_priors(own, other)
+                        if difference is not None:
+                            raise ConfigError(
+                                f'distiller {distiller.key!r}: {loss} compares anchor by anchor, '
+                                f'but {difference}. Compare features of the neck instead, or take '
+                                'a teacher with the same prior_generator.'
+                            )
 
     def extra_taps(self) -> dict[Any, Tap]:
         """Returns a tap on the whole neck where anchors are asked for: they follow its sizes."""
         decoded = any(
             getattr(head, 'reg_decoded_bbox', False) and self._asked(f'{prefix}box_targets')
-            for prefix, (head, _) in self._target_heads.items()
+            for prefix, head in self._dense_heads.items()
         )
         if not decoded and not self._asked('anchors'):
             return {}
@@ -133,17 +166,24 @@ class DistillDetector(DistillModel):
     def capture(self) -> Iterator[dict[str, Any]]:
         """Collects the heads' targets: asking for them again could sample anew."""
         captured: dict[str, Any] = {}
-        read = {tap.path.split('.')[0] for d in self.distillers.values() for tap in _taps(d)}
+        stages = {stage for d in self._distillers for stage in self._stages(d)}
         with ExitStack() as stack:
-            for prefix, (head, method) in self._target_heads.items():
-                if self._asked(prefix) or (prefix == 'roi' and 'roi_head' in read):
-                    stack.enter_context(_recorded(head, method, captured, prefix))
+            for prefix, head in self._dense_heads.items():
+                if self._asked(prefix):
+                    stack.enter_context(recorded_targets(head, captured, prefix))
+            for stage, (_, head) in enumerate(box_heads(self.student)):
+                if stage in stages:
+                    key = region_key(stage)
+                    stack.enter_context(recorded(head, 'loss_and_target', captured, key))
             yield captured
 
     def fields(
         self, inputs: Tensor, data_samples: Any, reading: Taps, captured: dict[str, Any]
     ) -> dict[str, Any]:
-        """Returns the batch's fields as plain tensors, each computed when it is asked for."""
+        """Returns the batch's fields as plain tensors, each computed when it is asked for.
+
+        Those of regions are added for each distiller by itself, in `batch_for`.
+        """
         anchors: dict[str, Any] = {}
 
         def grid() -> dict[str, Any]:
@@ -157,128 +197,74 @@ class DistillDetector(DistillModel):
             'anchors': lambda: grid()['anchors'],
             'anchors_valid': lambda: grid()['valid'],
         }
-        for prefix in ('dense_', 'rpn_'):
+        for prefix in DENSE_HEADS:
             if prefix in captured:
-                fields.update(self._anchor_fields(prefix, captured[prefix][1], grid))
-        if 'roi' in captured:
-            fields.update(self._region_fields(captured))
+                fields.update(self._anchor_fields(prefix, captured, grid))
         return fields
 
-    def _anchor_fields(self, prefix: str, targets: Any, grid: Any) -> dict[str, Any]:
-        head = self._target_heads[prefix][0]
-        labels, weights, boxes, _, avg_factor = targets
+    def _anchor_fields(self, prefix: str, captured: Any, grid: Any) -> dict[str, Any]:
+        head = self._dense_heads[prefix]
+        targets = read_targets(head, captured, prefix)
 
         def positive() -> list[Tensor]:
             # Of anchors that were not sampled the label is that of the background.
-            return [(x >= 0) & (x < head.num_classes) for x in labels]
+            return [(x >= 0) & (x < head.num_classes) for x in targets.labels]
 
         def box_targets() -> list[Tensor]:
-            if not head.reg_decoded_bbox:
-                return boxes
+            if not getattr(head, 'reg_decoded_bbox', False):
+                return targets.boxes
             anchors = [a.reshape(-1, 4) for a in grid()['anchors'].values()]
             return [
-                _encoded(head, a.expand(len(box), -1, -1).reshape(-1, 4), box, chosen)
-                for a, box, chosen in zip(anchors, boxes, positive(), strict=True)
+                encoded(head, a.expand(len(box), -1, -1).reshape(-1, 4), box, chosen)
+                for a, box, chosen in zip(anchors, targets.boxes, positive(), strict=True)
             ]
 
         return {
-            f'{prefix}weights': weights,
-            f'{prefix}avg_factor': avg_factor,
+            f'{prefix}weights': targets.weights,
+            f'{prefix}avg_factor': targets.avg_factor,
             f'{prefix}positive': positive,
             f'{prefix}box_targets': box_targets,
         }
 
-    def _region_fields(self, captured: Mapping[str, Any]) -> dict[str, Any]:
-        head = self._target_heads['roi'][0]
-        regions = _regions(captured)
+    def batch_for(self, distiller: Distiller, batch: Batch, captured: dict[str, Any]) -> Batch:
+        """Returns a batch with the regions of the stage that the distiller taps."""
+        if not _asks(distiller, 'roi'):
+            return batch
+        (stage,) = self._stages(distiller)
+        head = box_heads(self.student)[stage][1]
+        regions = regions_of(captured, stage)
         rois, labels, boxes = regions['rois'], regions['labels'], regions['boxes']
         positive = (labels >= 0) & (labels < head.num_classes)
 
         def box_targets() -> Tensor:
-            if not head.reg_decoded_bbox:
-                return boxes
-            return _encoded(head, rois[:, 1:], boxes, positive)
+            return encoded(head, rois[:, 1:], boxes, positive) if head.reg_decoded_bbox else boxes
 
-        return {
-            'rois': rois,
-            'roi_labels': labels,
-            'roi_positive': positive,
-            'roi_box_targets': box_targets,
-        }
+        return batch.extended(
+            {
+                'rois': rois,
+                'roi_labels': labels,
+                'roi_positive': positive,
+                'roi_box_targets': box_targets,
+            }
+        )
 
     def _anchors(self, inputs: Tensor, data_samples: Any, reading: Taps) -> dict[str, Any]:
-        head = self._anchor_head
-        assert head is not None  # offered() says so
-        generator = head.prior_generator
+        generator = self._priors
+        assert generator is not None  # offered() says so
         maps = reading[NECK]
         maps = maps if isinstance(maps, list) else [maps]
-        sizes = [tuple(m.shape[-2:]) for m in maps][: generator.num_levels]
-        grids = generator.grid_priors(sizes, dtype=torch.float32, device=inputs.device)
-        anchors, valid = {}, {}
-        flags = [
-            generator.valid_flags(sizes, sample.metainfo['pad_shape'], device=inputs.device)
-            for sample in data_samples
-        ]
-        for level, ((h, w), stride) in enumerate(zip(sizes, generator.strides, strict=False)):
-            key = (int(stride[1]), int(stride[0]))
-            count = generator.num_base_priors[level]
-            anchors[key] = grids[level].reshape(h, w, count, 4)
-            valid[key] = torch.stack([f[level].reshape(h, w, count).bool() for f in flags])
+        sizes = [(m.shape[-2], m.shape[-1]) for m in maps][: generator.num_levels]
+        shapes = [sample.metainfo['pad_shape'] for sample in data_samples]
+        anchors, valid = anchor_grids(generator, sizes, shapes, inputs.device)
         return {'anchors': anchors, 'valid': valid}
 
 
-def _has_anchor_targets(head: Any) -> bool:
-    """Whether a head makes its targets as mmdet's anchor head does: one for every anchor."""
-    from mmdet.models.dense_heads import AnchorHead
-
-    return isinstance(head, AnchorHead) and type(head).get_targets is AnchorHead.get_targets
+def _asks(distiller: Any, *names: str) -> bool:
+    return any(need.startswith(names) for need in distiller.head.needs)
 
 
 def _taps(distiller: Any) -> list[Tap]:
     return [tap for side in ('student', 'teacher') for tap in distiller.taps(side).values()]
-
-
-@contextmanager
-def _recorded(owner: Any, method: str, captured: dict[str, Any], key: str) -> Iterator[None]:
-    """Notes a method's keyword arguments and its result, while the body runs."""
-    original = getattr(owner, method)
-
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        captured[key] = (kwargs, result)
-        return result
-
-    # On this one instance, for this one call: a patch that stayed would be copied by EMA together
-    # with its reference to this head.
-    owner.__dict__[method] = recorded
-    try:
-        yield
-    finally:
-        del owner.__dict__[method]
-
-
-def _regions(captured: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns what the student's box head was trained on: its regions, labels and box targets.
-
-    Raises:
-        ConfigError: If the student has sampled none.
-    """
-    if 'roi' not in captured:
-        raise ConfigError(
-            "distillers: the teacher's box head is tapped, which scores the student's regions, and "
-            'this student samples none. Tap the backbone, the neck or the dense head.'
-        )
-    arguments, result = captured['roi']
-    labels, _, boxes, _ = result['bbox_targets']
-    return {'rois': arguments['rois'], 'labels': labels, 'boxes': boxes}
-
-
-def _encoded(head: Any, origins: Tensor, boxes: Tensor, positive: Tensor) -> Tensor:
-    """Returns boxes as deltas; heads with a loss on boxes keep their targets decoded."""
-    flat = boxes.reshape(-1, 4)
-    # Where nothing is matched the target is 0, a box without a logarithm: the origin stands in.
-    flat = torch.where(positive.reshape(-1, 1), flat, origins)
-    return head.bbox_coder.encode(origins, flat).reshape(boxes.shape)
 
 
 def _boxes(instances: Any) -> Tensor:

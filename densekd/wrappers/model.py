@@ -147,6 +147,13 @@ class DistillModel(BaseModel):
         """Collects what the student computes on its way, for the time of one forward pass."""
         yield {}
 
+    def check_rows(self) -> None:
+        """Refuses losses whose rows stand for one thing in the student, another in a teacher."""
+
+    def batch_for(self, distiller: Distiller, batch: Batch, captured: dict[str, Any]) -> Batch:
+        """Returns the batch as one distiller is given it."""
+        return batch
+
     def teacher_view(self, teacher: nn.Module, inputs: Tensor, data_samples: Any) -> Tensor:
         """Returns the batch as the teacher was trained to see it."""
         return inputs
@@ -185,6 +192,7 @@ class DistillModel(BaseModel):
             places[distiller.key] = wire.places
         self.__dict__['places'] = places
         check_needs(self._distillers, self.offered(), type(self).__name__)
+        self.check_rows()
         # Only now: binding reads margins from norms that are folded away here.
         for name, teacher in self.teachers.items():
             taps = taps_of([d for d in self._distillers if name in d.teachers], 'teacher')
@@ -275,7 +283,8 @@ class DistillModel(BaseModel):
                 student = distiller.read('student', reading)
                 values = [distiller.read('teacher', teachers[name]) for name in distiller.teachers]
                 value = values[0] if len(values) == 1 else values
-                loss = distiller(student, value, batch, factor)
+                own_batch = self.batch_for(distiller, batch, captured)
+                loss = distiller(student, value, own_batch, factor)
             else:
                 loss = distiller.silent(inputs.device)
             losses[f'distill.loss_{distiller.key}'] = loss

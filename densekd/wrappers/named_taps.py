@@ -4,25 +4,30 @@ backbone.c2 … c5          stage outputs; residual stage 1 is c2, whatever its 
 backbone.cN.pre_relu      the sum before the last ReLU of stage N's last block
 neck.p2 … p7              neck outputs; p_k has stride 2^k
 head.cls_logits           class logits of a one-stage head, one map a level
-head.bbox_deltas          its box regression, likewise (head.bbox_dist where it is a distribution)
+head.bbox_deltas          its box regression, likewise (head.bbox_dist where it is a distribution);
+                          no name where a student gives it in other units than a teacher
 head.centerness           likewise, where there is one
 rpn.objectness, rpn.deltas  what an RPN says of its anchors, one map a level
 roi.cls_logits            class logits of a box head, a row a region, background last
 roi.bbox_deltas           its box regression, likewise
+roi.s0.cls_logits … roi.s2.bbox_deltas  those of each stage of a cascade, on regions of its own;
+                          stages are counted from 0, as in the names of their losses
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from densekd.core.taps import Coding, Place, Tap
 from densekd.core.trace import trace
 from densekd.errors import TapError
+from densekd.wrappers.regions import box_heads, score_regions
+from densekd.wrappers.targets import gives_deltas
 
 PARTS = frozenset(('backbone', 'neck', 'rpn_head', 'bbox_head', 'roi_head'))
 
@@ -31,7 +36,7 @@ def detector_forward(
     model: Any,
     images: Tensor,
     parts: frozenset[str] | None = None,
-    rois: Tensor | None = None,
+    rois: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Runs the part of a detector that holds places in `parts`; all of it by default.
 
@@ -40,8 +45,8 @@ def detector_forward(
         images: Preprocessed images, (N, 3, H, W).
         parts: First parts of the tapped paths: `'backbone'`, `'neck'`, `'bbox_head'`,
             `'rpn_head'`, `'roi_head'`.
-        rois: Regions for the box head, (R, 5) as image, x1, y1, x2, y2; None takes a few that any
-            image has, for a pass that only asks what runs.
+        rois: Regions for each stage of the box heads, (R, 5) as image, x1, y1, x2, y2; None takes
+            a few that any image has, for a pass that only asks what runs.
 
     Raises:
         TapError: If a box head is asked for that does not score given regions in one pass.
@@ -57,38 +62,12 @@ def detector_forward(
             getattr(model, head)(features)
     if 'roi_head' not in wanted or not hasattr(model, 'roi_head'):
         return
-    if scores_regions(model):
-        rois = _some_regions(images) if rois is None else rois
-        # RoIAlign has no kernel for half precision on every device.
-        model.roi_head._bbox_forward(tuple(f.to(rois.dtype) for f in features), rois)
-    elif parts is not None and parts <= PARTS:
+    scored = score_regions(model, features, rois, images)
+    if not scored and parts is not None and parts <= PARTS:
         raise TapError(
-            f'{type(model.roi_head).__name__}: it has several box heads, or none that scores given '
-            'regions in one pass. Tap the backbone, the neck or the RPN instead.'
+            f'{type(model.roi_head).__name__}: it has no box head that scores given regions in one '
+            'pass. Tap the backbone, the neck or the RPN instead.'
         )
-
-
-def scores_regions(model: Any) -> bool:
-    """Whether a detector has one box head, trained on sampled regions as mmdet's standard one."""
-    from mmdet.models.roi_heads import StandardRoIHead
-
-    head = getattr(model, 'roi_head', None)
-    return (
-        isinstance(head, StandardRoIHead)
-        and type(head).bbox_loss is StandardRoIHead.bbox_loss
-        and getattr(head, 'with_bbox', False)
-    )
-
-
-def _some_regions(images: Tensor) -> Tensor:
-    """Returns three regions of each image: all of it, its left half, its middle."""
-    count, _, height, width = images.shape
-    h, w = float(height), float(width)
-    boxes = images.new_tensor(
-        [[0, 0, w, h], [0, 0, w / 2, h], [w / 4, h / 4, 3 * w / 4, 3 * h / 4]]
-    )
-    index = torch.arange(count, device=images.device, dtype=boxes.dtype).repeat_interleave(3)
-    return torch.cat([index[:, None], boxes.repeat(count, 1)], 1)
 
 
 def detector_taps(model: Any) -> dict[str, Tap]:
@@ -102,19 +81,21 @@ def detector_taps(model: Any) -> dict[str, Tap]:
         taps['rpn.objectness'] = _tap('rpn.objectness', 'rpn_head', 'head', 0)
         coding = box_coding(model.rpn_head)
         taps['rpn.deltas'] = _tap('rpn.deltas', 'rpn_head', 'head', 1, coding=coding)
-    if scores_regions(model):
-        taps.update(_box_head_taps(model.roi_head.bbox_head))
+    heads = box_heads(model)
+    for stage, (path, head) in enumerate(heads):
+        taps.update(_box_head_taps(head, path, f'roi.s{stage}' if len(heads) > 1 else 'roi'))
     return taps
 
 
-def _box_head_taps(head: Any) -> dict[str, Tap]:
-    path, taps = 'roi_head.bbox_head', {}
+def _box_head_taps(head: Any, path: str, prefix: str) -> dict[str, Tap]:
+    taps = {}
     # Some losses bring an activation of their own, which is no softmax with background last.
     if not getattr(head, 'custom_cls_channels', False):
-        taps['roi.cls_logits'] = _tap('roi.cls_logits', path, 'head', 0)
+        name = f'{prefix}.cls_logits'
+        taps[name] = _tap(name, path, 'head', 0)
     if getattr(head, 'with_reg', True):
-        coding = box_coding(head)
-        taps['roi.bbox_deltas'] = _tap('roi.bbox_deltas', path, 'head', 1, coding=coding)
+        name = f'{prefix}.bbox_deltas'
+        taps[name] = _tap(name, path, 'head', 1, coding=box_coding(head))
     return taps
 
 
@@ -202,6 +183,8 @@ def _dense_head_taps(head: Any) -> dict[str, Tap]:
     }
     if not distribution:
         taps['head.bbox_deltas'] = replace(taps['head.bbox_deltas'], coding=box_coding(head))
+        if not gives_deltas(head):
+            del taps['head.bbox_deltas']
     return taps
 
 

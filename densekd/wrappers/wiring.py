@@ -17,6 +17,7 @@ from densekd.core.taps import Place, Tap, parse_tap, resolve
 from densekd.core.teacher import Teacher
 from densekd.core.trace import trace
 from densekd.errors import ConfigError, ShapeError, did_you_mean
+from densekd.wrappers.regions import check_stages
 
 
 @dataclass
@@ -112,10 +113,15 @@ def parse_wire(
             f'{where}.student_module: with several teachers, one place is compared at a time; '
             f'it lists {len(student_cfg)}. Write one distiller for each place.'
         )
+    own = _parse_taps(student_cfg, named[id(student)], f'{where}.student_module')
+    other = _parse_taps(teacher_cfg, named[id(first)], f'{where}.teacher_module')
+    check_stages(student, first, own, other, where)
+    _check_places(own, student, named[id(student)], f'{where}.student_module: the student')
+    _check_places(other, first, named[id(first)], f'{where}.teacher_module: the teacher')
     return Wire(
         where,
-        _parse_taps(student_cfg, student, named[id(student)], f'{where}.student_module', 'student'),
-        _parse_taps(teacher_cfg, first, named[id(first)], f'{where}.teacher_module', 'teacher'),
+        own,
+        other,
         isinstance(student_cfg, (list, tuple)) or isinstance(teacher_cfg, (list, tuple)),
         head,
         names,
@@ -123,16 +129,19 @@ def parse_wire(
     )
 
 
-def _parse_taps(
-    cfg: Any, model: nn.Module, named: Mapping[str, Tap], where: str, who: str
-) -> list[Tap]:
+def _parse_taps(cfg: Any, named: Mapping[str, Tap], where: str) -> list[Tap]:
     many = isinstance(cfg, (list, tuple))
     taps = [parse_tap(one, named, where) for one in (cfg if many else [cfg])]
     if not taps:
         raise ConfigError(f'{where}: the list is empty.')
-    for tap in taps:
-        resolve(model, tap, f'{where}: the {who}', list(named))
     return taps
+
+
+def _check_places(
+    taps: Sequence[Tap], model: nn.Module, named: Mapping[str, Tap], where: str
+) -> None:
+    for tap in taps:
+        resolve(model, tap, where, list(named))
 
 
 def _teachers_of(given: Any, teachers: Mapping[str, Teacher], where: str) -> tuple[str, ...]:

@@ -443,21 +443,39 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     For a two-stage detector those of its box head and its RPN; for a one-stage detector, which the
     paper has none of, the bounded regression, beside which `binary_kl` or `kd_qfl` gives soft
     labels. The paper's hints are `fitnet`'s, and its mix of hard and soft labels is
-    `scale_student_loss`: a preset leaves the student's own loss as it is.
+    `scale_student_loss`: a preset leaves the student's own loss as it is. In a cascade each stage
+    has soft labels and bounded regression of its own.
+
+    Raises:
+        ConfigError: If the two have no such heads, or a head's boxes are no deltas with deviations
+            but distances in pixels, say, for whose squared error the weight is not meant.
     """
     choose_at('chen2017', at, preset.at)
     if anatomy.kind == 'one-stage':
         (name,) = fitting_taps('chen2017', anatomy, 'head.bbox_deltas')
+        for tap in (anatomy.student[name], anatomy.teacher[name]):
+            if tap.coding is not None and len(tap.coding[2]) != 4:
+                raise ConfigError(
+                    f"preset 'chen2017': {tap.coding[0]} encodes boxes at {name!r} without "
+                    'deviations, and the weight is meant for deltas divided by them. Take '
+                    'binary_kl or kd_qfl, or write the distiller with a loss_weight of your own.'
+                )
         return [_distiller(name, 'BoundedRegression', 'bounded', boxes='dense')]
     roi = fitting_taps('chen2017', anatomy, 'roi.*')
     rpn = fitting_taps('chen2017', anatomy, 'rpn.*')
-    entries = {
-        'roi.cls_logits': _distiller('roi.cls_logits', 'WeightedSoftLabel', 'soft_roi'),
-        'roi.bbox_deltas': _distiller('roi.bbox_deltas', 'BoundedRegression', 'bounded_roi'),
-        'rpn.objectness': _distiller('rpn.objectness', 'WeightedSoftObjectness', 'soft_rpn'),
-        'rpn.deltas': _distiller('rpn.deltas', 'BoundedRegression', 'bounded_rpn', boxes='rpn'),
-    }
-    return [entry for name, entry in entries.items() if name in (*roi, *rpn)]
+    entries = []
+    # 'roi.cls_logits' of one box head, 'roi.s0.cls_logits' of the first stage of a cascade.
+    for stage in dict.fromkeys(name.rpartition('.')[0] for name in roi):
+        name = stage.replace('.', '_')
+        entries += [
+            _distiller(f'{stage}.cls_logits', 'WeightedSoftLabel', f'soft_{name}'),
+            _distiller(f'{stage}.bbox_deltas', 'BoundedRegression', f'bounded_{name}'),
+        ]
+    entries += [
+        _distiller('rpn.objectness', 'WeightedSoftObjectness', 'soft_rpn'),
+        _distiller('rpn.deltas', 'BoundedRegression', 'bounded_rpn', boxes='rpn'),
+    ]
+    return [entry for entry in entries if entry['student_module'] in (*roi, *rpn)]
 
 
 def _distiller(tap: str, head: str, name: str, **loss: Any) -> dict[str, Any]:

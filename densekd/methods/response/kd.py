@@ -275,15 +275,22 @@ class KDDistillationHead(DistillationHead):
 
 @PRESETS.register(name='kd')
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
-    """Returns one distiller on a segmentor's, a box head's or a classifier's logits."""
+    """Returns one distiller on a segmentor's, a box head's or a classifier's logits.
+
+    Of a cascade of box heads each stage has one, on regions of its own.
+    """
     choose_at('kd', at, preset.at)
     patterns = ('decode.logits', 'roi.cls_logits', 'logits')
-    softmax = any(anatomy.both(pattern) for pattern in patterns)
+    stages = anatomy.both('roi.s*.cls_logits')
+    softmax = stages or any(anatomy.both(pattern) for pattern in patterns)
     if not softmax and anatomy.both('head.cls_logits'):
         raise ConfigError(f"preset 'kd': {_sigmoid_advice('head.cls_logits')}")
-    name = fitting_taps('kd', anatomy, patterns)[0]
-    head = {'type': 'KDDistillationHead', 'name': 'kd'}
-    return [{'student_module': name, 'teacher_module': name, 'head': head}]
+    entries = []
+    for name in stages or fitting_taps('kd', anatomy, patterns)[:1]:
+        term = f'kd_{name.split(".")[1]}' if stages else 'kd'
+        head = {'type': 'KDDistillationHead', 'name': term}
+        entries.append({'student_module': name, 'teacher_module': name, 'head': head})
+    return entries
 
 
 preset.at = ('head',)
