@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
+from densekd.engine.coco_checks import check_coco, refuse_nothing_to_learn
+from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
 from densekd.errors import DataError, DenseKDError, did_you_mean
 
 
 def innermost(dataset: Any) -> list[Any]:
-    """Returns the dataset configs inside wrappers that repeat, concatenate or mix."""
+    """Returns the dataset configs inside wrappers that repeat, concatenate, balance or mix."""
+    return [d for d in nest(dataset) if _inside(d) is None]
+
+
+def nest(dataset: Any) -> Iterator[Any]:
+    """Yields a dataset config and, if it is a wrapper, all that is inside it."""
     if not isinstance(dataset, Mapping):
-        return []
+        return
+    yield dataset
+    for inner in _inside(dataset) or ():
+        yield from nest(inner)
+
+
+def _inside(dataset: Mapping[str, Any]) -> list[Any] | None:
     if isinstance(dataset.get('dataset'), Mapping):
-        return innermost(dataset['dataset'])
+        return [dataset['dataset']]
     if isinstance(dataset.get('datasets'), (list, tuple)):
-        return [inner for d in dataset['datasets'] for inner in innermost(d)]
-    return [dataset]
+        return list(dataset['datasets'])
+    return None
 
 
 def datasets(
@@ -31,6 +44,22 @@ def datasets(
         if isinstance(loader, Mapping):
             for dataset in innermost(loader.get('dataset')):
                 yield f'{split}_dataloader', dataset
+
+
+def kind_of(dataset: Mapping[str, Any]) -> str:
+    """Returns the name of a dataset's type, without its scope."""
+    return str(dataset.get('type', '')).rpartition('.')[2]
+
+
+def class_names(dataset: Mapping[str, Any]) -> list[str] | None:
+    """Returns the class names of a dataset config: its own, or else those of its type."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes:
+        return [classes] if isinstance(classes, str) else [str(name) for name in classes]
+    from mmdet import datasets as module
+
+    meta = getattr(getattr(module, kind_of(dataset), None), 'METAINFO', {})
+    return list(meta['classes']) if meta.get('classes') else None
 
 
 def annotation_path(dataset: Mapping[str, Any]) -> Path | None:
@@ -51,7 +80,7 @@ def image_folder(dataset: Mapping[str, Any]) -> Path:
 
 
 def check_data(cfg: Any) -> None:
-    """Refuses data that is not there, or that is no COCO where COCO is meant.
+    """Refuses data that is not there, or that is not in the format that its data set reads.
 
     Raises:
         DataError: Naming the file and what it lacks.
@@ -61,66 +90,32 @@ def check_data(cfg: Any) -> None:
         if path is None:
             continue
         if not path.is_file():
-            here = [p.name for p in path.parent.glob('*')] if path.parent.is_dir() else []
-            hint = did_you_mean(path.name, here) if here else f'There is no folder {path.parent}.'
-            raise DataError(f'{key}: there is no annotation file {path}. {hint}')
-        if str(dataset.get('type', '')).endswith('CocoDataset') and path.stat().st_size < 2**26:
-            content = check_coco(path, _classes(dataset), image_folder(dataset), key)
-            if key == 'train_dataloader' and not content['annotations']:
+            raise DataError(f'{key}: there is no annotation file {path}. {_nearest(path)}')
+        if kind_of(dataset) == 'CocoDataset' and path.stat().st_size < 2**26:
+            classes = class_names(dataset)
+            own = bool((dataset.get('metainfo') or {}).get('classes'))
+            content = check_coco(path, classes, image_folder(dataset), key, own)
+            if key == 'train_dataloader':
+                refuse_nothing_to_learn(content, classes, path, key)
+        elif kind_of(dataset) in VOC_TYPES:
+            listed = class_names(dataset) or []
+            objects = check_voc(dataset, path, key)
+            refuse_class_that_is_not_listed(objects, listed, key)
+            if key == 'train_dataloader' and not objects.keys() & set(listed):
                 raise DataError(f'{key}: {path} has no objects, so that there is nothing to learn.')
 
 
-def _classes(dataset: Mapping[str, Any]) -> list[str] | None:
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    return [classes] if isinstance(classes, str) else (list(classes) if classes else None)
-
-
-def check_coco(path: Path, classes: list[str] | None, images: Path, where: str) -> dict[str, Any]:
-    """Reads a COCO instances file for these classes, and refuses what is none.
-
-    Raises:
-        DataError: Saying what is missing, and what it has.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f'{where}: {path} is no COCO file: it is not JSON ({error}).') from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f'{where}: {path} is no COCO file: it holds a {type(content).__name__}, not an object.'
-        )
-    for key in ('images', 'annotations', 'categories'):
-        if not isinstance(content.get(key), list):
-            has = ', '.join(sorted(content)[:8]) or 'nothing'
-            raise DataError(
-                f'{where}: {path} is no COCO file: it has no list of {key}. It has: {has}.'
-            )
-    for key, fields in (
-        ('images', ('id', 'file_name', 'width', 'height')),
-        ('annotations', ('id', 'image_id', 'category_id', 'bbox')),
-        ('categories', ('id', 'name')),
-    ):
-        for entry in content[key]:
-            lacking = [f for f in fields if f not in entry]
-            if lacking:
-                raise DataError(
-                    f'{where}: {path} is no COCO instances file: an entry of {key} lacks '
-                    f'{lacking[0]!r}.'
-                )
-    names = [c['name'] for c in content['categories']]
-    missing = [c for c in classes or [] if c not in names]
-    if missing:
-        raise DataError(
-            f'{where}: {path} has no category {missing[0]!r}, which the config lists among its '
-            f'classes. {did_you_mean(missing[0], names)}'
-        )
-    if not content['images']:
-        raise DataError(f'{where}: {path} has no images.')
-    if not (images / content['images'][0]['file_name']).is_file():
-        raise DataError(
-            f'{where}: the image {content["images"][0]["file_name"]} of {path} is not in {images}.'
-        )
-    return content
+def _nearest(path: Path) -> str:
+    """Says what is there instead, in the deepest folder of a path that exists."""
+    wanted = path
+    while not wanted.parent.is_dir():
+        wanted = wanted.parent
+    here = sorted(p.name for p in wanted.parent.glob('*'))
+    if wanted == path:
+        return did_you_mean(path.name, here) if here else f'The folder {path.parent} is empty.'
+    near = did_you_mean(wanted.name, here) if here else ''
+    near = near if near.startswith('Did you mean') else ''
+    return f'There is no folder {wanted}. {near}'.rstrip()
 
 
 @contextmanager
@@ -134,6 +129,6 @@ def data_errors(cfg: Any) -> Iterator[None]:
         yield
     except DenseKDError:
         raise
-    except (KeyError, FileNotFoundError, AssertionError, IndexError) as error:
+    except (KeyError, FileNotFoundError, AssertionError, IndexError, ParseError) as error:
         check_data(cfg)  # raises if the data is the reason
         raise error

@@ -23,8 +23,10 @@ OFFLINE = {
 }
 
 
-def short_run(name: str, folder: Path, size: tuple[int, int] | None, **options: Any) -> Any:
-    """Returns a prepared config of two iterations on generated images, nothing else changed."""
+def short_run(
+    name: str, folder: Path, size: tuple[int, int] | None, images: int = 4, **options: Any
+) -> Any:
+    """Returns a prepared config of an epoch on generated images, nothing else changed."""
     cfg = prepare(
         str(ROOT / name),
         folder / 'work',
@@ -41,7 +43,7 @@ def short_run(name: str, folder: Path, size: tuple[int, int] | None, **options: 
             **options,
         },
     )
-    return with_generated_data(cfg, folder / 'data', images=4, size=size)
+    return with_generated_data(cfg, folder / 'data', images, size)
 
 
 def refuse_unlike_student(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py'))
 RUNNABLE = [name for name in ALL if '/_base_/' not in name]
 DISTILLED = [name for name in RUNNABLE if name.startswith('configs/kd/')]
+TEMPLATE = 'configs/templates/own_coco_data.py'
 
 # configs/kd/<method>/<task>/<arch>/
 #   <method>_<student>_<schedule>_<data>_teacher_<teacher>_<where>.py
@@ -59,17 +60,17 @@ def refuse_dead(name: str, full_size: bool) -> None:
     assert report.own
     for term in report.terms:
         assert term.value > 0 and term.gradient > 0, term
-    assert bool(report.terms) == (name in DISTILLED)
+    assert bool(report.terms) == (name in (*DISTILLED, TEMPLATE))
 
 
 @pytest.mark.parametrize('name', ALL, ids=stem)
 def test_it_opens_with_a_docstring(name: str) -> None:
-    """Runnable ones give the command, those of COCO what to expect of it and whose it is."""
+    """Runnable ones give the command, those of real data what to expect of it and whose it is."""
     text = ast.get_docstring(ast.parse((ROOT / name).read_text()))
     assert text
     if name in RUNNABLE:
         assert 'densekd ' in text
-    if '_coco_' in name:
+    if name in DISTILLED and ('_coco_' in name or '_voc0712_' in name):
         assert name in text and 'Expected: ' in text
         assert 'published by' in text or 'no figure is published' in text
         assert 'Not yet run by us' in text or 'Ours: ' in text
@@ -120,6 +121,25 @@ def test_at_full_size_in_turn(name: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_at_full_size(name: str) -> None:
     """All of them."""
     refuse_dead(name, full_size=True)
+
+
+@pytest.mark.filterwarnings('ignore:teacher. no checkpoint is given')
+def test_the_template_is_checked_as_it_is() -> None:
+    """Before there is data or a teacher; both networks have the template's classes."""
+    cfg = prepare(str(ROOT / TEMPLATE))
+    assert cfg.model.teacher.checkpoint is None
+    assert check(cfg, full_size=False).terms
+    for network in (cfg.model.student, cfg.model.teacher.model):
+        assert network.bbox_head.num_classes == len(cfg.classes)
+    assert (cfg.model.student.backbone.depth, cfg.model.teacher.model.backbone.depth) == (50, 101)
+
+
+def test_the_teacher_of_the_template_is_the_one_it_names() -> None:
+    """One file trains what the other learns from, on the same data."""
+    cfg = prepare(str(ROOT / TEMPLATE))
+    teacher = prepare(str(ROOT / TEMPLATE.replace('.py', '_teacher.py')))
+    assert teacher.model == cfg.model.teacher.model
+    assert teacher.train_dataloader == cfg.train_dataloader
 
 
 def test_the_names_that_are_public() -> None:
