@@ -53,25 +53,32 @@ class Run:
         return self.metrics.get('coco/bbox_mAP_50', 0.0)
 
 
+def methods_of(detector: str) -> dict[str, Path]:
+    """Returns the digits config of each method that has one for a detector."""
+    configs, name = configs_folder('demo'), detector.replace('-', '_')
+    return {
+        path.relative_to(configs).parts[1]: path
+        for path in sorted(configs.glob(f'kd/*/detection/{name}/*_digits_teacher_*.py'))
+    }
+
+
 def find_recipe(detector: str, method: str) -> Recipe:
     """Returns the configs that compare a method on a detector.
 
     Raises:
         ConfigError: If there is no digits config of that method.
     """
-    configs, name = configs_folder('demo'), detector.replace('-', '_')
-    found = {}
-    for path in sorted(configs.glob(f'kd/*/detection/{name}/*_digits_teacher_*.py')):
-        found[path.relative_to(configs).parts[1]] = path
+    found = methods_of(detector)
     if method not in found:
         raise ConfigError(
             f'--method: there is no digits config of {method!r} for {detector}. '
             f'{did_you_mean(method, found)}'
         )
+    digits, name = configs_folder('demo') / 'digits', detector.replace('-', '_')
     return Recipe(
         method,
-        configs / 'digits' / f'{name}_r18w24_8e_digits.py',
-        configs / 'digits' / f'{name}_r18w16_6e_digits.py',
+        digits / f'{name}_r18w24_8e_digits.py',
+        digits / f'{name}_r18w16_6e_digits.py',
         found[method],
     )
 

@@ -1,6 +1,7 @@
 """Trains the arms of the digits benchmark over seeds, and writes the table.
 
     python projects/digits_benchmark/run.py --seeds 0 1 2 3 4 --jobs 2
+    python projects/digits_benchmark/run.py --detector faster-rcnn --arms all
 
 Each run is a process of one thread. What is finished is not run again, and what was interrupted
 goes on. The arms and what they mean are in README.md.
@@ -20,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
+DETECTORS = ('retinanet', 'faster-rcnn')
+# Every other arm is a method, by the name of its folder in configs/kd.
+CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
+DEFAULT_ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def teacher_of(job: Job, teacher_seed: int | None) -> Job | None:
         >>> str(teacher_of(Job('pkd', 3), None)), teacher_of(Job('plain', 3), None)
         ('teacher_s3', None)
     """
-    if job.arm != 'pkd':
+    if job.arm in CONTROLS:
         return None
     return Job('teacher', job.seed if teacher_seed is None else teacher_seed)
 
@@ -73,17 +77,19 @@ def train(job: Job, args: argparse.Namespace) -> None:
     from densekd.cli.demo_progress import Reporter
     from densekd.cli.demo_steps import data_options, find_recipe, taught_by, train_and_score
 
-    recipe = find_recipe('retinanet', 'pkd')
+    method = args.control_method if job.arm in CONTROLS else job.arm
+    recipe = find_recipe(args.detector, method)
     options: dict[str, Any] = {**data_options(args.data), **json.loads(args.options)}
     config = recipe.plain
     if job.arm == 'teacher':
         config = recipe.teacher
-    elif job.arm == 'equal-time':
-        options.update(longer(recipe.plain, args.equal_epochs))
+    elif job.arm in ('equal-time', 'long-schedule'):
+        epochs = args.equal_epochs if job.arm == 'equal-time' else args.long_epochs
+        options.update(longer(recipe.plain, epochs))
     elif job.arm == 'untrained-teacher':
         config = recipe.distilled
         options.update(taught_by(untrained(recipe.teacher, args.work_dir, job.seed), job.seed))
-    elif job.arm == 'pkd':
+    elif job.arm != 'plain':
         config = recipe.distilled
         teacher = teacher_of(job, args.teacher_seed)
         folder = args.work_dir / str(teacher)
@@ -149,7 +155,9 @@ def start(job: Job, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Starts a job in a process of one thread."""
     command = [sys.executable, str(HERE / 'run.py'), '--one', job.arm, str(job.seed)]
     command += ['--work-dir', str(args.work_dir), '--data', str(args.data)]
-    command += ['--equal-epochs', str(args.equal_epochs), '--options', args.options]
+    command += ['--detector', args.detector, '--control-method', args.control_method]
+    command += ['--equal-epochs', str(args.equal_epochs), '--long-epochs', str(args.long_epochs)]
+    command += ['--options', args.options]
     if args.teacher_seed is not None:
         command += ['--teacher-seed', str(args.teacher_seed)]
     threads = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
@@ -157,46 +165,67 @@ def start(job: Job, args: argparse.Namespace) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
 
 
-def finished(todo: Sequence[Job], work_dir: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Yields the jobs that are trained and scored, with their results."""
-    for job in todo:
-        path = work_dir / str(job) / 'result.json'
-        if path.is_file():
-            yield job, json.loads(path.read_text())
+def finished(work_dir: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Yields the jobs that are trained and scored, in whichever call of this script."""
+    for path in sorted(work_dir.glob('*_s*/result.json')):
+        arm, _, seed = path.parent.name.rpartition('_s')
+        if seed.isdigit():
+            yield Job(arm, int(seed)), json.loads(path.read_text())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing, and writes what there is."""
     parser = argparse.ArgumentParser(description='The digits benchmark.')
+    parser.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0])
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
-    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        '--arms',
+        nargs='+',
+        default=list(DEFAULT_ARMS),
+        help=f'{", ".join(CONTROLS)}, or methods; all methods: all',
+    )
     parser.add_argument('--jobs', type=int, default=2, help='processes at a time')
     parser.add_argument(
         '--teacher-seed', type=int, help='one teacher of this seed for all; else one per seed'
     )
-    parser.add_argument('--equal-epochs', type=int, default=12, help='epochs of the equal-time arm')
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/digits_benchmark'))
+    parser.add_argument(
+        '--control-method', default='pkd', help='the method that the untrained teacher teaches by'
+    )
+    parser.add_argument('--equal-epochs', type=int, default=8, help='epochs of the equal-time arm')
+    parser.add_argument('--long-epochs', type=int, default=12, help='of the long-schedule arm')
+    parser.add_argument('--work-dir', type=Path, help='by default work_dirs/digits_<detector>')
     parser.add_argument('--data', type=Path, default=Path('data/digits'))
     parser.add_argument('--results', type=Path, default=HERE / 'results')
     parser.add_argument('--options', default='{}', help='overrides of every config, as JSON')
     parser.add_argument('--one', nargs=2, metavar=('ARM', 'SEED'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.work_dir = args.work_dir or Path(f'work_dirs/digits_{args.detector}')
     if args.one:
         train(Job(args.one[0], int(args.one[1])), args)
         return 0
 
+    from densekd.cli.demo_steps import methods_of
     from densekd.datasets import make_digits
+    from densekd.errors import did_you_mean
 
+    methods = methods_of(args.detector)
+    if 'all' in args.arms:
+        args.arms = [*CONTROLS, *methods]
+    for arm in args.arms:
+        if arm not in (*CONTROLS, *methods):
+            hint = did_you_mean(arm, [*CONTROLS, *methods])
+            parser.error(f'--arms: there is no {arm!r} for {args.detector}. {hint}')
     args.work_dir.mkdir(parents=True, exist_ok=True)
     make_digits(args.data)
-    todo = jobs(args.arms, args.seeds, args.teacher_seed)
-    done = {job for job, _ in finished(todo, args.work_dir)}
-    failed = run_all([job for job in todo if job not in done], args)
-    write(todo, args)
+    taught = [arm for arm in args.arms if arm not in CONTROLS]
+    todo = jobs(['teacher', *args.arms] if taught else args.arms, args.seeds, args.teacher_seed)
+    done = {job for job, _ in finished(args.work_dir)}
+    failed = run_all([job for job in dict.fromkeys(todo) if job not in done], args)
+    write(args)
     return 1 if failed else 0
 
 
-def write(todo: Sequence[Job], args: argparse.Namespace) -> None:
+def write(args: argparse.Namespace) -> None:
     """Writes the results of what is finished: figures, table, plot and logs."""
     import table
 
@@ -208,12 +237,18 @@ def write(todo: Sequence[Job], args: argparse.Namespace) -> None:
             'AP50': result['metrics'].get('coco/bbox_mAP_50', 0.0),
             'cpu_seconds': round(result['cpu_seconds'], 1),
         }
-        for job, result in finished(todo, args.work_dir)
+        for job, result in finished(args.work_dir)
     ]
-    settings = {'teacher_seed': args.teacher_seed, 'equal_epochs': args.equal_epochs}
-    table.write_results(runs, settings, args.results)
-    for job, _ in finished(todo, args.work_dir):
-        table.write_log(args.work_dir / str(job), args.results / 'logs' / f'{job}.jsonl')
+    settings = {
+        'detector': args.detector,
+        'teacher_seed': args.teacher_seed,
+        'equal_epochs': args.equal_epochs,
+        'long_epochs': args.long_epochs,
+    }
+    table.write_results(runs, settings, args.results, args.detector)
+    logs = args.results / 'logs' / args.detector
+    for job, _ in finished(args.work_dir):
+        table.write_log(args.work_dir / str(job), logs / f'{job}.jsonl')
 
 
 if __name__ == '__main__':

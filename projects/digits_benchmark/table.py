@@ -11,14 +11,16 @@ from typing import Any
 
 from densekd.cli.demo_score import gap_recovered, percent
 
-ORDER = ('teacher', 'plain', 'equal-time', 'untrained-teacher', 'pkd')
+# The controls come first; methods follow, the best one last.
+CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row an arm: mean, spread, values by seed, wins, and the share of the gap recovered.
 
     The share is that of the means: a mean of shares would be ruled by the seed whose gap is the
-    smallest. An arm wins at a seed where it is above the plain student of that seed.
+    smallest. An arm wins at a seed where it is above the plain student of that seed; its gain is
+    the mean of these differences, with half the width of its 95% interval (Student's t).
 
     Example:
         >>> runs = [
@@ -42,10 +44,11 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for arm, of_arm in by_arm.items()
     }
     rows = []
-    for arm in sorted(by_arm, key=ORDER.index):
+    for arm in sorted(by_arm, key=lambda arm: _place(arm, means[arm])):
         of_arm = by_arm[arm]
         values = {seed: of_arm[seed]['mAP'] for seed in sorted(of_arm)}
         plain = {seed: run['mAP'] for seed, run in by_arm.get('plain', {}).items()}
+        differences = [values[s] - plain[s] for s in values if s in plain and arm != 'plain']
         share = math.nan
         if {'teacher', 'plain'} <= means.keys() and arm not in ('teacher', 'plain'):
             share = gap_recovered(means['teacher'], means['plain'], means[arm])
@@ -56,7 +59,9 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 'sd': statistics.stdev(values.values()) if len(values) > 1 else None,
                 'AP50': statistics.fmean(run['AP50'] for run in of_arm.values()),
                 'values': values,
-                'wins': sum(values[s] > plain[s] for s in values if s in plain),
+                'wins': sum(difference > 0 for difference in differences),
+                'gain': statistics.fmean(differences) if differences else None,
+                'gain_interval': half_width(differences),
                 'gap_recovered': None if math.isnan(share) else share,
                 'cpu_seconds': statistics.fmean(run['cpu_seconds'] for run in of_arm.values()),
             }
@@ -64,11 +69,30 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def _place(arm: str, mean: float) -> tuple[int, float]:
+    return (CONTROLS.index(arm), 0.0) if arm in CONTROLS else (len(CONTROLS), mean)
+
+
+def half_width(differences: Sequence[float]) -> float | None:
+    """Returns half the width of the 95% interval of a mean, or None for fewer than two values.
+
+    Example:
+        >>> round(half_width([0.1, 0.2, 0.3]), 3)  # 4.303 * 0.1 / sqrt(3)
+        0.248
+    """
+    if len(differences) < 2:
+        return None
+    from scipy.stats import t
+
+    spread = statistics.stdev(differences) / math.sqrt(len(differences))
+    return float(t.ppf(0.975, len(differences) - 1)) * spread
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns the table as Markdown."""
     seeds = sorted({seed for row in rows for seed in row['values']})
     head = ['arm', 'mAP', 'sd', *(f'seed {s}' for s in seeds), 'AP50', 'gap recovered']
-    head += ['above plain', 'CPU s a run']
+    head += ['above plain', 'gain over plain (95%)', 'CPU s a run']
     lines = [' | '.join(['', *head, '']).strip(), '|' + '---|' * len(head)]
     for row in rows:
         share = row['gap_recovered']
@@ -82,22 +106,36 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f'{row["AP50"]:.3f}',
             '' if share is None else percent(share),
             f'{row["wins"]} of {len(row["values"])}' if compared else '',
+            gain(row) if compared else '',
             f'{row["cpu_seconds"]:.0f}',
         ]
         lines.append(' | '.join(['', *cells, '']).strip())
     return '\n'.join(lines) + '\n'
 
 
+def gain(row: Mapping[str, Any]) -> str:
+    """Returns the mean difference to the plain student and its interval, for people.
+
+    Example:
+        >>> gain({'gain': 0.1234, 'gain_interval': 0.02}), gain({'gain': None})
+        ('+0.123 ± 0.020', '')
+    """
+    if row['gain'] is None:
+        return ''
+    width = row['gain_interval']
+    return f'{row["gain"]:+.3f}' + ('' if width is None else f' ± {width:.3f}')
+
+
 def write_results(
-    runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], folder: Path
+    runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], folder: Path, name: str
 ) -> None:
-    """Writes detection.json, detection.md and detection.png."""
+    """Writes the figures, the table and the plot of a detector: its name with json, md and png."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = summarise(runs)
     content = {'split': 'test', **settings, 'arms': rows, 'runs': list(runs)}
-    (folder / 'detection.json').write_text(json.dumps(content, indent=1) + '\n')
-    (folder / 'detection.md').write_text(markdown(rows))
-    draw(rows, folder / 'detection.png')
+    (folder / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
+    (folder / f'{name}.md').write_text(markdown(rows))
+    draw(rows, folder / f'{name}.png')
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -107,7 +145,8 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 3.6), layout='constrained')
+    width = max(7.0, 1.1 * len(rows) + 1)
+    figure, axis = plt.subplots(figsize=(width, 3.6), layout='constrained')
     for i, row in enumerate(rows):
         values = list(row['values'].values())
         axis.scatter([i] * len(values), values, s=18, alpha=0.7)

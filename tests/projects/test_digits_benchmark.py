@@ -51,6 +51,35 @@ def test_a_win_is_counted_against_the_same_seed_and_a_tie_is_none():
     assert rows['untrained-teacher']['wins'] == 1
 
 
+def test_the_gain_is_the_mean_of_paired_differences():
+    rows = {row['arm']: row for row in table.summarise(runs(VALUES))}
+    differences = (0.2, 0.2, -0.01)
+    assert rows['pkd']['gain'] == pytest.approx(0.13)
+    deviation = (sum((d - 0.13) ** 2 for d in differences) / 2) ** 0.5
+    assert rows['pkd']['gain_interval'] == pytest.approx(4.3027 * deviation / 3**0.5, rel=1e-4)
+    assert rows['plain']['gain'] is None
+
+
+def test_methods_follow_the_controls_the_best_one_last():
+    values = {'at': (0.2,), 'plain': (0.3,), 'fgfi': (0.5,), 'ofd': (0.4,), 'teacher': (0.6,)}
+    arms = [row['arm'] for row in table.summarise(runs(values))]
+    assert arms == ['teacher', 'plain', 'at', 'ofd', 'fgfi']
+
+
+def test_what_earlier_calls_finished_is_in_the_table(tmp_path):
+    for name in ('teacher_s0', 'untrained-teacher_s12', 'other'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'result.json').write_text('{}')
+    found = [job for job, _ in bench.finished(tmp_path)]
+    assert found == [bench.Job('teacher', 0), bench.Job('untrained-teacher', 12)]
+
+
+def test_an_arm_that_is_no_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(['--arms', 'pdk'])
+    assert "there is no 'pdk' for retinanet. Did you mean 'pkd'?" in capsys.readouterr().err
+
+
 def test_one_teacher_for_all_seeds():
     few = [r for r in runs(VALUES) if r['arm'] != 'teacher' or r['seed'] == 0]
     rows = {row['arm']: row for row in table.summarise(few)}
@@ -65,22 +94,22 @@ def test_no_gap_is_no_number():
 
 
 def test_the_table_has_a_row_an_arm_and_a_cell_a_column(tmp_path):
-    table.write_results(runs(VALUES), {'equal_epochs': 12}, tmp_path)
-    lines = (tmp_path / 'detection.md').read_text().splitlines()
+    table.write_results(runs(VALUES), {'equal_epochs': 12}, tmp_path, 'retinanet')
+    lines = (tmp_path / 'retinanet.md').read_text().splitlines()
     assert len(lines) == 2 + len(VALUES)
     assert len({line.count('|') for line in lines}) == 1
-    assert '| pkd | 0.430 |' in lines[-1] and '| 52% | 2 of 3 |' in lines[-1]
-    content = json.loads((tmp_path / 'detection.json').read_text())
+    assert '| pkd | 0.430 |' in lines[-1] and '| 52% | 2 of 3 | +0.130 ± ' in lines[-1]
+    content = json.loads((tmp_path / 'retinanet.json').read_text())
     assert content['equal_epochs'] == 12 and len(content['runs']) == 12
-    assert (tmp_path / 'detection.png').stat().st_size > 0
+    assert (tmp_path / 'retinanet.png').stat().st_size > 0
 
 
 def test_a_student_waits_for_the_teacher_of_its_seed():
-    todo = bench.jobs(bench.ARMS, (0, 1), None)
+    todo = bench.jobs(bench.DEFAULT_ARMS, (0, 1), None)
     assert len(todo) == 10
     assert bench.teacher_of(bench.Job('pkd', 1), None) == bench.Job('teacher', 1)
     assert bench.teacher_of(bench.Job('pkd', 1), 7) == bench.Job('teacher', 7)
-    for arm in ('teacher', 'plain', 'equal-time', 'untrained-teacher'):
+    for arm in bench.CONTROLS:
         assert bench.teacher_of(bench.Job(arm, 1), None) is None
 
 
