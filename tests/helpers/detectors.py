@@ -168,7 +168,126 @@ def faster_rcnn(width: int = 4, channels: int = 16, classes: int = 3) -> dict[st
     )
 
 
+def mask_rcnn(width: int = 4, channels: int = 16, classes: int = 3) -> dict[str, Any]:
+    """Returns the config of a Mask R-CNN: the Faster R-CNN with a mask head."""
+    config = faster_rcnn(width, channels, classes)
+    config['type'] = 'MaskRCNN'
+    roi = config['roi_head']
+    roi['mask_roi_extractor'] = dict(
+        roi['bbox_roi_extractor'],
+        roi_layer=dict(type='RoIAlign', output_size=4, sampling_ratio=0),
+    )
+    roi['mask_head'] = dict(
+        type='FCNMaskHead',
+        num_convs=1,
+        in_channels=channels,
+        conv_out_channels=8,
+        num_classes=classes,
+        loss_mask=dict(type='CrossEntropyLoss', use_mask=True),
+    )
+    config['train_cfg']['rcnn']['mask_size'] = 8
+    config['test_cfg']['rcnn']['mask_thr_binary'] = 0.5
+    return config
+
+
+def cascade_rcnn(
+    width: int = 4, channels: int = 16, classes: int = 3, stages: int = 2
+) -> dict[str, Any]:
+    """Returns the config of a Cascade R-CNN whose stages differ in overlap and deviations."""
+    config = faster_rcnn(width, channels, classes)
+    config['type'] = 'CascadeRCNN'
+    roi, rcnn = config['roi_head'], config['train_cfg']['rcnn']
+    config['roi_head'] = dict(
+        type='CascadeRoIHead',
+        num_stages=stages,
+        stage_loss_weights=[0.5**i for i in range(stages)],
+        bbox_roi_extractor=roi['bbox_roi_extractor'],
+        bbox_head=[
+            dict(
+                roi['bbox_head'],
+                reg_class_agnostic=True,
+                bbox_coder=_coder([x / (i + 1) for x in (0.1, 0.1, 0.2, 0.2)]),
+            )
+            for i in range(stages)
+        ],
+    )
+    overlaps = [0.5 + 0.1 * i for i in range(stages)]
+    config['train_cfg']['rcnn'] = [dict(rcnn, assigner=_assigner(x, x, x)) for x in overlaps]
+    return config
+
+
+def _dense(
+    width: int, channels: int, classes: int, kind: str, head: dict[str, Any]
+) -> dict[str, Any]:
+    config = retinanet(width, channels, classes)
+    config['type'] = kind
+    config['bbox_head'] = dict(
+        num_classes=classes,
+        in_channels=channels,
+        stacked_convs=1,
+        feat_channels=channels,
+        norm_cfg=dict(type='GN', num_groups=4, requires_grad=True),
+        loss_cls=config['bbox_head']['loss_cls'],
+        loss_bbox=dict(type='GIoULoss'),
+        **head,
+    )
+    return config
+
+
+def fcos(width: int = 4, channels: int = 16, classes: int = 3, **head: Any) -> dict[str, Any]:
+    """Returns the config of an FCOS with four levels, strides 4 to 32."""
+    config = _dense(
+        width,
+        channels,
+        classes,
+        'FCOS',
+        dict(
+            type='FCOSHead',
+            strides=[4, 8, 16, 32],
+            regress_ranges=((-1, 16), (16, 24), (24, 48), (48, 1e8)),
+            **head,
+        ),
+    )
+    del config['train_cfg']
+    return config
+
+
+def _one_anchor_a_cell() -> dict[str, Any]:
+    return dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32])
+
+
+def atss(width: int = 4, channels: int = 16, classes: int = 3) -> dict[str, Any]:
+    """Returns the config of an ATSS with four levels, strides 4 to 32."""
+    head = dict(
+        type='ATSSHead',
+        anchor_generator=_one_anchor_a_cell(),
+        bbox_coder=_coder([0.1, 0.1, 0.2, 0.2]),
+    )
+    config = _dense(width, channels, classes, 'ATSS', head)
+    config['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
+    return config
+
+
+def gfl(width: int = 4, channels: int = 16, classes: int = 3) -> dict[str, Any]:
+    """Returns the config of a GFL with four levels, strides 4 to 32."""
+    head = dict(type='GFLHead', anchor_generator=_one_anchor_a_cell(), reg_max=4)
+    config = _dense(width, channels, classes, 'GFL', head)
+    config['bbox_head']['loss_cls'] = dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0)
+    config['train_cfg']['assigner'] = dict(type='ATSSAssigner', topk=9)
+    return config
+
+
+# What most tests are run on, one detector of each sort; all that are known come after.
 MODELS = {'retinanet': retinanet, 'faster_rcnn': faster_rcnn}
+DETECTORS = {
+    **MODELS,
+    'mask_rcnn': mask_rcnn,
+    'cascade_rcnn': cascade_rcnn,
+    'fcos': fcos,
+    'atss': atss,
+    'gfl': gfl,
+}
+DENSE = ('retinanet', 'fcos', 'atss', 'gfl')
 
 
 def entry(place: str | list[str], head: str, weight: float | None = None, **more: Any) -> Any:
@@ -181,7 +300,7 @@ def entry(place: str | list[str], head: str, weight: float | None = None, **more
 
 
 def every_method(model: str, weight: float | None = None) -> list[dict[str, Any]]:
-    """Returns a distiller of each method that fits a model of `MODELS`, all at one weight."""
+    """Returns a distiller of each method that fits a model of `DETECTORS`, all at one weight."""
     levels = ['neck.p2', 'neck.p3', 'neck.p4', 'neck.p5']
     entries = [
         entry('backbone.c3', 'FitNet', weight),
@@ -189,19 +308,23 @@ def every_method(model: str, weight: float | None = None) -> list[dict[str, Any]
         entry(levels, 'FGFI', weight),
         entry('neck.p3', 'PKD', weight),
     ]
-    if model == 'retinanet':
+    if model in DENSE:
         entries += [
             entry('head.cls_logits', 'KDQFL', weight),
             entry('head.cls_logits', 'BinaryKL', weight),
-            bounded('head.bbox_deltas', 'dense', weight),
         ]
-    else:
+        if model != 'gfl':  # which gives no deltas
+            entries.append(bounded('head.bbox_deltas', 'dense', weight))
+        return entries
+    for stage in ('roi.s0', 'roi.s1') if model == 'cascade_rcnn' else ('roi',):
         entries += [
-            entry('roi.cls_logits', 'WeightedSoftLabel', weight),
-            bounded('roi.bbox_deltas', 'roi', weight),
-            entry('rpn.objectness', 'WeightedSoftObjectness', weight),
-            bounded('rpn.deltas', 'rpn', weight),
+            entry(f'{stage}.cls_logits', 'WeightedSoftLabel', weight),
+            bounded(f'{stage}.bbox_deltas', 'roi', weight),
         ]
+    entries += [
+        entry('rpn.objectness', 'WeightedSoftObjectness', weight),
+        bounded('rpn.deltas', 'rpn', weight),
+    ]
     return entries
 
 
@@ -211,7 +334,7 @@ def bounded(place: str, boxes: str, weight: float | None = None, **loss: Any) ->
         loss['loss_weight'] = weight
     head = dict(
         type='BoundedRegressionDistillationHead',
-        name=f'bounded_{boxes}',
+        name='_'.join(['bounded', boxes, *place.split('.')[1:-1]]),
         loss=dict(type='BoundedRegressionLoss', boxes=boxes, **loss),
     )
     return dict(student_module=place, head=head)
@@ -225,7 +348,7 @@ def distilled(
     **more: Any,
 ) -> DistillDetector:
     """Returns a tiny student beside an untrained teacher of twice its width."""
-    make = MODELS[model]
+    make = DETECTORS[model]
     return DistillDetector(
         make(),
         teacher or dict(model=make(8, 24), untrained=True),
@@ -236,7 +359,7 @@ def distilled(
 
 def plain(model: str = 'retinanet') -> nn.Module:
     """Returns the student alone."""
-    return build_network(MODELS[model](), 'mmdet', 'student')
+    return build_network(DETECTORS[model](), 'mmdet', 'student')
 
 
 def batch(
@@ -245,9 +368,11 @@ def batch(
     images: int = 2,
     boxes: int = 3,
     classes: int = 3,
+    masks: bool = False,
 ) -> dict[str, Any]:
     """Returns what a dataloader hands to `train_step`: noise, and boxes that lie in it."""
     from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
 
     rng = np.random.default_rng(seed)
@@ -262,6 +387,11 @@ def batch(
             bboxes=torch.from_numpy(np.concatenate([corner, corner + side], 1)).float(),
             labels=torch.from_numpy(rng.integers(0, classes, boxes)),
         )
+        if masks:  # each object fills its box
+            filled = np.zeros((boxes, height, width), dtype=np.uint8)
+            for mask, ((x, y), (w, h)) in zip(filled, zip(corner, side, strict=True), strict=True):
+                mask[int(y) : int(y + h), int(x) : int(x + w)] = 1
+            sample.gt_instances.masks = BitmapMasks(filled, height, width)
         sample.set_metainfo(
             dict(
                 img_id=number,

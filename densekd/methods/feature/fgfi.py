@@ -3,7 +3,8 @@
 Paper: Wang, Yuan, Zhang, Feng: Distilling Object Detectors with Fine-grained Feature Imitation.
     CVPR 2019. https://arxiv.org/abs/1906.03609
 Reads: the outputs of a detector's neck (`neck.pN`), together with the student's anchors and the
-    true boxes.
+    true boxes. A student without anchors has points, of which each stands for one square box around
+    it, 8 strides wide, as ATSS has for its only anchor: our reading, since the paper knows none.
 Stages: one.
 Tasks: detection.
 """
