@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from densekd.core.columns import Columns
 from densekd.errors import TapError, did_you_mean
 from densekd.registry import check_arguments
 
@@ -45,6 +46,7 @@ class Tap:
         norm: Path of the normalisation layer that feeds the place, where there is one.
         rectified: Whether the values come out of a ReLU, so that none is negative.
         coding: How they encode boxes, where they do.
+        columns: Which columns are read, where they are those of classes; None reads all.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Tap:
     norm: str | None = None
     rectified: bool = False
     coding: Coding | None = None
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         if self.side not in ('out', 'in'):
@@ -316,7 +319,7 @@ class Taps:
             self._check_unwritten(key, tap)
         if self.student and self._grad:
             self._check_gradient(key, tap, value)
-        return value
+        return value if tap.columns is None else _map(value, tap.columns)
 
     def _check_unwritten(self, key: Any, tap: Tap) -> None:
         kept = [value for value in self._seen[key] if value is not None]

@@ -97,16 +97,42 @@ def prepare(
     kind = str(model['type']).removeprefix('densekd.')
     if str(model['type']).startswith('densekd.') and kind not in SCOPES:
         raise ConfigError(f'model.type: densekd has no {kind!r}. {did_you_mean(kind, SCOPES)}')
-    if kind in SCOPES:
-        _check_keys(kind, model)
     if cfg.get('default_scope') is None:
         cfg.default_scope = SCOPES.get(kind, 'mmdet')
+    if kind in SCOPES:
+        _check_keys(kind, model)
+        names = None if model.get('classes') else training_classes(cfg)
+        if names:
+            cfg.model.classes = names  # by which the teacher's are found
     if amp:
         _use_amp(cfg)
     cfg.launcher = launcher
     if launcher != 'none':
         _prepare_launcher(cfg)
     return cfg
+
+
+def training_classes(cfg: Any) -> list[str] | None:
+    """Returns the names of the classes that a config trains on, or None where nothing says them.
+
+    They are those of the data's metainfo, or else of the data set's own type.
+    """
+    from mmengine.registry import DATASETS, DefaultScope
+
+    from densekd.engine.data_checks import datasets
+
+    for _, dataset in datasets(cfg, ('train',)):
+        given = dataset.get('metainfo') or {}
+        names = given.get('classes') or given.get('CLASSES')
+        if names is None:
+            if cfg.default_scope == 'mmdet':
+                import mmdet.datasets  # noqa: F401  registers what it holds
+            with DefaultScope.overwrite_default_scope(cfg.default_scope):
+                found = DATASETS.get(str(dataset.get('type', '')))
+            names = (getattr(found, 'METAINFO', None) or {}).get('classes')
+        if names:
+            return [names] if isinstance(names, str) else [str(name) for name in names]
+    return None
 
 
 def _check_keys(kind: str, model: Mapping[str, Any]) -> None:

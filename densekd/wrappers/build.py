@@ -15,7 +15,7 @@ from densekd.core.teacher import Teacher
 from densekd.errors import ConfigError, did_you_mean
 from densekd.wrappers.config import load_config, plain
 
-TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse')
+TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse', 'classes')
 PRECISIONS = ('fp32', 'bf16')
 DISTILLER_KEYS = ('student_module', 'teacher_module', 'head', 'teacher', 'schedule')
 
@@ -164,6 +164,8 @@ def _teacher(entry: Mapping[str, Any], name: str, scope: str, where: str, trust:
             'checkpoint=…, or untrained=True if that is meant.',
             stacklevel=2,
         )
+    if entry.get('classes'):
+        manifest['dataset_meta'] = {'classes': [str(name) for name in entry['classes']]}
     manifest['untrained'] = manifest['checkpoint'] is None
     manifest['declared_untrained'] = bool(entry.get('untrained'))
     from mmengine.model import revert_sync_batchnorm

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -15,9 +16,16 @@ from densekd.core.batch import Batch
 from densekd.core.distiller import Distiller, check_needs
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps
-from densekd.errors import CheckpointError, ConfigError, did_you_mean
+from densekd.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from densekd.registry import PRESETS
 from densekd.wrappers.build import build_network, build_teachers, check_distillers, model_config
+from densekd.wrappers.classes import (
+    ClassMatch,
+    check_count,
+    match_classes,
+    refuse_disjoint,
+    with_columns,
+)
 from densekd.wrappers.student_state import show_only_student
 from densekd.wrappers.wiring import find_places, matching, parse_wire, parts_of, taps_of
 
@@ -41,6 +49,12 @@ class DistillModel(BaseModel):
         trainable: Patterns of what trains, such as `['backbone.*', 'distillers']`; everything else
             is frozen and in eval mode. None trains all.
         peers: Trainable models beside the student.
+        classes: Names of the student's classes, in the order of its head. With those of a teacher,
+            from its checkpoint, class columns are compared by name; the same number of classes is
+            taken for the same list where one of them is not known. A runner takes them from the
+            training data.
+        inherit: Patterns of parameters that start as the teacher's, such as `['neck',
+            'bbox_head']`, where names and shapes are the same.
         seed: Seed of what distillation draws: connectors' weights, random masks.
         trust_checkpoint: Whether teachers' checkpoints may run code while they are read.
 
@@ -48,7 +62,7 @@ class DistillModel(BaseModel):
         ConfigError: If the config can't be built.
         CheckpointError: If a teacher's weights are missing or of another model.
         TapError: If a tap names no place, or one that does not run.
-        ShapeError: If two places can't be compared.
+        ShapeError: If two places can't be compared, or what is inherited has another shape.
     """
 
     scope: ClassVar[str] = 'mmengine'
@@ -64,6 +78,8 @@ class DistillModel(BaseModel):
         task_loss: bool = True,
         trainable: Sequence[str] | None = None,
         peers: Any = None,
+        classes: Sequence[str] | None = None,
+        inherit: Sequence[str] | None = None,
         seed: int = 0,
         trust_checkpoint: bool = False,
     ) -> None:
@@ -89,6 +105,9 @@ class DistillModel(BaseModel):
         self.__dict__['teachers'] = teachers
         # A deep copy shares the teachers, and is not the one that moves them.
         self._mover = id(self)
+        self.classes = None if classes is None else tuple(str(name) for name in classes)
+        self.__dict__['_inherited'] = self._find_inherited(inherit)
+        self._inherit()
         self.distillers = nn.ModuleDict()
         self._build_distillers(distillers, preset, at)
         self._frozen: tuple[str, ...] = ()
@@ -165,7 +184,7 @@ class DistillModel(BaseModel):
 
         models: dict[str, nn.Module] = {'student': self.student}
         models.update({name: teacher.model for name, teacher in self.teachers.items()})
-        named = {id(model): self.named_taps(model) for model in models.values()}
+        named, matches = self._named_by_class(models)
         if preset is not None:
             if cfg:
                 raise ConfigError('preset and distillers: give one of them, not both.')
@@ -183,6 +202,9 @@ class DistillModel(BaseModel):
             parse_wire(entry, i, self.student, self.teachers, named)
             for i, entry in enumerate(check_distillers(cfg))
         ]
+        for wire in wires:
+            for name in wire.teachers:
+                refuse_disjoint(matches[name], [*wire.student, *wire.teacher], wire.where)
         find_places(wires, self.student, self.teachers, self.forward_parts)
         places: dict[str, tuple[Place, Place]] = {}
         for i, wire in enumerate(wires):
@@ -198,6 +220,59 @@ class DistillModel(BaseModel):
             taps = taps_of([d for d in self._distillers if name in d.teachers], 'teacher')
             parts = parts_of(taps)
             teacher.speed_up(taps, lambda m, x, parts=parts: self.forward_parts(m, x, parts))
+
+    def _named_by_class(
+        self, models: Mapping[str, nn.Module]
+    ) -> tuple[dict[int, dict[str, Tap]], dict[str, ClassMatch | None]]:
+        """Returns the named taps of each network, and how each teacher's classes differ."""
+        plain = {name: self.named_taps(model) for name, model in models.items()}
+        check_count(self.classes, self.student, plain['student'], 'classes')
+        matches: dict[str, ClassMatch | None] = {}
+        for name, teacher in self.teachers.items():
+            theirs = (teacher.manifest.get('dataset_meta') or {}).get('classes')
+            check_count(theirs, teacher.model, plain[name], f'teacher {name!r}')
+            matches[name] = match = match_classes(self.classes, theirs)
+            if match is not None:
+                print_log(f'teacher {name!r}: {match.describe()}.', 'current')
+        if len(set(matches.values())) > 1:
+            raise ConfigError(
+                'teacher: the teachers have unlike lists of classes, so that their logits stand '
+                'for different things. Train one student by each, or give teachers of one list.'
+            )
+        first = next(iter(matches.values()))
+        named = {
+            id(model): with_columns(
+                plain[name], model, first, 'student' if name == 'student' else 'teacher'
+            )
+            for name, model in models.items()
+        }
+        return named, matches
+
+    def _find_inherited(self, patterns: str | Sequence[str] | None) -> dict[str, Tensor]:
+        """Returns the teacher's parameters and buffers that the student is to start with."""
+        if not patterns:
+            return {}
+        if len(self.teachers) > 1:
+            raise ConfigError('inherit: there are several teachers, and one student to start.')
+        theirs = next(iter(self.teachers.values())).model.state_dict()
+        own = self.student.state_dict()
+        found = {}
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        for name in matching(own, patterns, 'inherit'):
+            value = theirs.get(name)
+            if value is None or value.shape != own[name].shape:
+                has = 'none of that name' if value is None else f'one of {tuple(value.shape)}'
+                raise ShapeError(
+                    f"inherit: the student's {name} is {tuple(own[name].shape)} and the teacher "
+                    f'has {has}. Inherit parts that are built alike.'
+                )
+            found[name] = value.clone()  # the teacher's own may be folded into others
+        return found
+
+    def _inherit(self) -> None:
+        own = self.student.state_dict()
+        for name, value in self._inherited.items():
+            own[name].copy_(value)
 
     def _expand(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
         """Returns the list of distillers that a preset stands for, for this student and teacher."""
@@ -345,6 +420,7 @@ class DistillModel(BaseModel):
     def init_weights(self) -> None:
         """Initialises the student as plain training would; teachers and connectors stay."""
         self.student.init_weights()
+        self._inherit()
 
     def named_parameters(
         self, prefix: str = '', recurse: bool = True, remove_duplicate: bool = True
