@@ -1,4 +1,4 @@
-"""Data in Pascal VOC's form, a list of names and an XML file for each: checked before it is read."""
+"""Data in Pascal VOC's form: a list of names, and for each an XML file, which is checked here."""
 
 from __future__ import annotations
 
