@@ -70,15 +70,15 @@ def score_regions(
         Whether there is a box head that scores given regions.
     """
     heads = box_heads(model)
-    if rois is None:
-        rois = dict.fromkeys(range(len(heads)), _some_regions(images))
-    cascade = isinstance(getattr(model.roi_head, 'bbox_head', None), nn.ModuleList)
-    for stage, regions in rois.items():
+    for stage in range(len(heads)):
+        if rois is not None and stage not in rois:
+            continue
+        regions = _some_regions(images) if rois is None else rois[stage]
         # RoIAlign has no kernel for half precision on every device.
         maps = tuple(f.to(regions.dtype) for f in features)
-        if cascade:
+        if isinstance(model.roi_head.bbox_head, nn.ModuleList):
             model.roi_head._bbox_forward(stage, maps, regions)
-        elif heads:
+        else:
             model.roi_head._bbox_forward(maps, regions)
     return bool(heads)
 
