@@ -74,7 +74,7 @@ def detector_taps(model: Any) -> dict[str, Tap]:
     """Returns the named taps of a detector, shallowest first."""
     taps = backbone_taps(model)
     if getattr(model, 'neck', None) is not None:
-        taps.update(_neck_taps(model))
+        taps.update(neck_taps(model))
     if getattr(model, 'bbox_head', None) is not None:
         taps.update(_dense_head_taps(model.bbox_head))
     if getattr(model, 'rpn_head', None) is not None:
@@ -159,7 +159,8 @@ def _last_norm(block: Any) -> str | None:
     return next((name for name in ('bn3', 'bn2') if hasattr(block, name)), None)
 
 
-def _neck_taps(model: Any) -> dict[str, Tap]:
+def neck_taps(model: Any) -> dict[str, Tap]:
+    """Returns the named taps of a neck, by the strides of its outputs."""
     whole = Tap('neck', name='neck', copy=False)
     places = trace(model, {'neck': whole}, lambda m, x: m.extract_feat(x))
     taps: dict[str, Tap] = {}
@@ -175,12 +176,15 @@ def _neck_taps(model: Any) -> dict[str, Tap]:
 def _dense_head_taps(head: Any) -> dict[str, Tap]:
     distribution = hasattr(head, 'reg_max')
     names = ['cls_logits', 'bbox_dist' if distribution else 'bbox_deltas']
-    if any('centerness' in name for name, _ in head.named_modules()):
+    # A layer that makes it, and not a loss that was inherited with nothing to compare.
+    if any('centerness' in name and 'loss' not in name for name, _ in head.named_modules()):
         names.append('centerness')
     taps = {
         f'head.{name}': _tap(f'head.{name}', 'bbox_head', 'head', index)
         for index, name in enumerate(names)
     }
+    if getattr(getattr(head, 'loss_cls', None), 'activated', False):
+        del taps['head.cls_logits']  # it gives probabilities
     if not distribution:
         taps['head.bbox_deltas'] = replace(taps['head.bbox_deltas'], coding=box_coding(head))
         if not gives_deltas(head):

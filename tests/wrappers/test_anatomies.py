@@ -127,6 +127,14 @@ def test_distances_that_a_teacher_gives_in_other_units_have_no_name() -> None:
     assert terms(losses_of(model))['distill.loss_head_kdqfl_cls_logits'] > 0
 
 
+def test_a_head_is_named_by_what_it_gives_and_not_by_what_it_inherits() -> None:
+    model = plain('atss')
+    del model.bbox_head.atss_centerness  # its loss is still there, as in TOOD
+    model.bbox_head.loss_cls.activated = True  # which has probabilities for outputs, too
+    heads = [name for name in detector_taps(model) if name.startswith('head')]
+    assert heads == ['head.bbox_deltas']
+
+
 @new
 def test_the_command_line_shows_the_places_and_the_presets(name: str) -> None:
     make = DETECTORS[name]
