@@ -55,7 +55,9 @@ def check_voc(dataset: Mapping[str, Any], split: Path, where: str) -> dict[str, 
         raise DataError(f'{where}: {split} has no images.')
     for folder in (annotations, images):
         if not folder.is_dir():
-            raise DataError(f'{where}: there is no folder {folder}.')
+            here = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            hint = f' {did_you_mean(folder.name, here)}' if here else ''
+            raise DataError(f'{where}: there is no folder {folder}.{hint}')
     there = {p.name for p in annotations.iterdir()}, {p.name for p in images.iterdir()}
     # Objects that are too small for the filter are set aside, and so are difficult ones.
     keeps_all = not (dataset.get('filter_cfg') or {}).get('bbox_min_size')
