@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from densekd.wrappers.build import build_network
+from densekd.wrappers.config import load_config, plain
 from tests.helpers.commands import (
     Snapshot,
     command,
@@ -22,7 +24,7 @@ from tests.helpers.commands import (
     tiny_config,
     write_config,
 )
-from tests.helpers.detectors import backbone, faster_rcnn, retinanet
+from tests.helpers.detectors import backbone, bounded, faster_rcnn, retinanet
 
 
 @dataclass
@@ -282,6 +284,38 @@ def factor_on_a_term_that_the_student_lacks(run: Setting) -> None:
 
 
 @case(
+    'scale_student_loss: numbers by the names of terms are needed, such as dict(loss_cls=0.5), '
+    "not {'loss_cls': 'half'}."
+)
+def factor_that_is_no_number(run: Setting) -> None:
+    run.model['scale_student_loss'] = dict(loss_cls='half')
+
+
+@case(
+    'scale_student_loss: numbers by the names of terms are needed, such as dict(loss_cls=0.5), '
+    'not 0.5.'
+)
+def factor_without_a_term(run: Setting) -> None:
+    run.model['scale_student_loss'] = 0.5
+
+
+@case(
+    "distillers[0].head: BoundedRegressionLoss: there is no boxes='dens'. Did you mean 'dense'? It "
+    'has: dense, roi, rpn.'
+)
+def boxes_of_an_unknown_head(run: Setting) -> None:
+    run.model['distillers'] = [bounded('head.bbox_deltas', 'dens')]
+
+
+@case(
+    "distiller 'head_bounded_roi': BoundedRegressionLoss needs rois (…), which DistillDetector "
+    "can't supply for this student. It supplies: …"
+)
+def boxes_that_the_student_lacks(run: Setting) -> None:
+    run.model['distillers'] = [bounded('head.bbox_deltas', 'roi')]
+
+
+@case(
     'peers: DistillDetector trains one student beside frozen teachers; mutual learning and '
     'moving teachers are for the classifier path.'
 )
@@ -349,6 +383,16 @@ def truncated_checkpoint(run: Setting) -> None:
 )
 def checkpoint_of_another_model(run: Setting) -> None:
     run.teacher_file({'state_dict': torch.nn.Conv2d(3, 8, 3).state_dict()})
+
+
+@case(
+    'HERE/other.pth: the teacher RetinaNet needs 144 weights, but the file lacks … of them, such '
+    'as bbox_head.…, and it has … others, such as … It is of another model: check the '
+    "teacher's config against its checkpoint."
+)
+def checkpoint_of_another_architecture(run: Setting) -> None:
+    two_stage = build_network(faster_rcnn(8, 24, 10), 'mmdet', 'other')
+    run.teacher_file({'state_dict': two_stage.state_dict()})
 
 
 @case(
@@ -483,6 +527,26 @@ def annotations_that_are_no_json(run: Setting) -> None:
 )
 def annotations_that_are_no_coco(run: Setting) -> None:
     run.own_annotations({'images': [], 'labels': []})
+
+
+@case(
+    'train_dataloader: HERE/instances.json has … objects, but each is a crowd, has no area, lies '
+    'outside its image or is of a class that is not listed, so that there is nothing to learn.'
+)
+def data_of_crowds(run: Setting) -> None:
+    content = run.annotations()
+    for entry in content['annotations']:
+        entry['iscrowd'] = 1
+    run.own_annotations(content)
+
+
+@case(
+    'train_dataloader: there is no annotation file data/VOCdevkit/VOC2007/ImageSets/Main/'
+    'trainval.txt. There is no folder …'
+)
+def pascal_voc_that_is_not_there(run: Setting) -> None:
+    dataset = load_config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py').train_dataloader
+    run.cfg['train_dataloader'] = plain(dataset)
 
 
 @case(
@@ -682,7 +746,18 @@ def test_a_sentence_before_the_first_step(name: str, run: Setting, workplace: Pa
     assert re.fullmatch(pattern, said), said
 
 
-@pytest.mark.parametrize('name', ['misspelt_tap', 'unlike_channels', 'unknown_transform'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'misspelt_tap',
+        'unlike_channels',
+        'unknown_transform',
+        'factor_on_a_term_that_the_student_lacks',
+        'factor_that_is_no_number',
+        'boxes_of_an_unknown_head',
+        'boxes_that_the_student_lacks',
+    ],
+)
 def test_check_says_the_same(name: str, run: Setting) -> None:
     """The wiring is refused without data or training too."""
     broken, sentence = CASES[name]

@@ -98,7 +98,15 @@ class DistillModel(BaseModel):
         self.iteration = 0
         self.epoch = 0
         self._clock_is_set = False
-        self.scale_student_loss = dict(scale_student_loss or {})
+        factors = {} if scale_student_loss is None else scale_student_loss
+        if not isinstance(factors, Mapping) or not all(
+            isinstance(factor, (int, float)) for factor in factors.values()
+        ):
+            raise ConfigError(
+                'scale_student_loss: numbers by the names of terms are needed, such as '
+                f'dict(loss_cls=0.5), not {factors!r}.'
+            )
+        self.scale_student_loss = dict(factors)
         self.task_loss = task_loss
         teachers = build_teachers(teacher, self.scope, seed, trust_checkpoint)
         # Not a submodule: nothing that walks the module tree may meet a teacher.
