@@ -11,6 +11,7 @@ __version__ = '0.1.0'
 # A config says type='densekd.DistillDetector'; what that needs is imported when it is asked for.
 _LAZY = {
     'DistillDetector': 'densekd.wrappers.detector',
+    'DistillSegmentor': 'densekd.wrappers.segmentor',
 }
 
 

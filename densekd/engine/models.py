@@ -2,5 +2,7 @@
 
 from densekd.engine.registry import MODELS
 from densekd.wrappers.detector import DistillDetector
+from densekd.wrappers.segmentor import DistillSegmentor
 
 MODELS.register_module(module=DistillDetector)
+MODELS.register_module(module=DistillSegmentor)

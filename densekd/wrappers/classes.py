@@ -115,9 +115,9 @@ def with_columns(
     result = {}
     for name, tap in taps.items():
         head = _class_head(model, tap)
-        if head is not None and name.endswith('cls_logits'):
-            columns = int(getattr(head, 'cls_out_channels', head.num_classes + 1))
+        if head is not None and name.endswith('logits'):
             rows = tap.path.startswith('roi_head')
+            columns = getattr(head, 'cls_out_channels', None)
             background = rows or columns == head.num_classes + 1
             form = 'rows' if rows else 'dense'
             tap = replace(tap, columns=Columns(form, head.num_classes, shared, background))
@@ -131,8 +131,13 @@ def with_columns(
 
 def _class_head(model: nn.Module, tap: Tap) -> Any:
     """Returns the head whose classes a named tap has columns of, or None."""
-    logits = tap.name.startswith(('head.', 'roi.')) and tap.name.endswith('cls_logits')
-    deltas = tap.name.startswith('roi.') and tap.name.endswith('bbox_deltas')
+    part, _, what = tap.name.partition('.')
+    if part in ('decode', 'aux') and what == 'logits':
+        head: Any = model.get_submodule(tap.path.removesuffix('.conv_seg'))
+        # One logit for two classes is a sigmoid's.
+        return head if head.out_channels == head.num_classes else None
+    logits = part in ('head', 'roi') and what.endswith('cls_logits')
+    deltas = part == 'roi' and what.endswith('bbox_deltas')
     if not logits and not deltas:
         return None
     head = model.get_submodule(tap.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from densekd.engine.optim import build_for_distillation
 from densekd.wrappers.build import build_network
 from densekd.wrappers.detector import DistillDetector
+from densekd.wrappers.model import DistillModel
 
 PREPROCESSOR = dict(
     type='DetDataPreprocessor',
@@ -419,7 +421,7 @@ def losses_of(model: nn.Module, data: dict[str, Any] | None = None) -> dict[str,
 
 def optimiser(model: nn.Module, config: dict[str, Any]) -> Any:
     """Returns the optimiser wrapper that the runner would build."""
-    if isinstance(model, DistillDetector):
+    if isinstance(model, DistillModel):
         return build_for_distillation(model, config)
     return build_optim_wrapper(model, copy.deepcopy(config))
 
@@ -428,11 +430,18 @@ def train(
     model: nn.Module, steps: int, config: dict[str, Any] = ADAMW, seed: int = 0, **data: Any
 ) -> Any:
     """Trains on the same batches for the same seed, and returns the optimiser wrapper."""
+    return train_on(model, [batch(seed + step, **data) for step in range(steps)], config, seed)
+
+
+def train_on(
+    model: nn.Module, batches: Iterable[Any], config: dict[str, Any] = ADAMW, seed: int = 0
+) -> Any:
+    """Trains a step on each batch, and returns the optimiser wrapper."""
     wrapper = optimiser(model, config)
     model.train()
     torch.manual_seed(seed)
-    for step in range(steps):
-        model.train_step(batch(seed + step, **data), wrapper)
+    for data in batches:
+        model.train_step(data, wrapper)
     return wrapper
 
 

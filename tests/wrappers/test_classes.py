@@ -121,7 +121,9 @@ def test_networks_without_a_common_class_can_not_compare_logits() -> None:
 
 
 def test_lists_of_another_length_than_the_head_are_refused() -> None:
-    with pytest.raises(ConfigError, match='3 classes.*2 .*num_classes to 2, or name the 3 classes, in the data'):
+    with pytest.raises(
+        ConfigError, match='3 classes.*2 .*num_classes to 2, or name the 3 classes, in the data'
+    ):
         DistillDetector(
             retinanet(),
             dict(model=retinanet(), untrained=True),

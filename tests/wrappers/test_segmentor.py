@@ -1,0 +1,240 @@
+"""Segmentors beside their teachers: places, labels, and the invariants of a step."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from densekd.core.head import DistillationHead
+from densekd.core.taps import Taps
+from densekd.core.trace import trace
+from densekd.errors import ConfigError, DataError
+from densekd.methods import kd_loss
+from densekd.wrappers.build import build_network
+from densekd.wrappers.segmentor import DistillSegmentor
+from densekd.wrappers.segmentor_taps import segmentor_forward, segmentor_taps
+from tests.helpers.detectors import ADAMW, entry, losses_of, prepared, state, train_on, unlike
+from tests.helpers.segmentors import SEGMENTORS, batch, deeplabv3plus, every_method
+
+every = pytest.mark.parametrize('name', list(SEGMENTORS))
+STRIDES = {
+    'backbone.c2': 4, 'backbone.c3': 8, 'backbone.c4': 8, 'backbone.c5': 8,
+    'decode.aspp': 8, 'decode.feature': 4, 'decode.logits': 4, 'aux.logits': 8,
+}  # fmt: skip
+
+
+def distilled(
+    name: str = 'deeplabv3plus', distillers: Any = None, weights: float | None = None, **more: Any
+) -> DistillSegmentor:
+    """Returns a tiny segmentor beside an untrained teacher of twice its width."""
+    make = SEGMENTORS[name]
+    teacher = more.pop('teacher', None) or dict(model=make(8, 24), untrained=True)
+    if distillers is None and 'preset' not in more:
+        distillers = every_method(weights)
+    return DistillSegmentor(make(), teacher, distillers, **more)
+
+
+def plain(name: str = 'deeplabv3plus') -> nn.Module:
+    return build_network(SEGMENTORS[name](), 'mmseg', 'student')
+
+
+def losses(model: nn.Module, data: Any = None) -> dict[str, Any]:
+    return losses_of(model, batch() if data is None else data)
+
+
+# Places ------------------------------------------------------------------------------------------
+
+
+def test_places_of_deeplab_are_those_of_the_paper() -> None:
+    model = plain()
+    taps = segmentor_taps(model)
+    places = trace(model, taps, segmentor_forward)
+    found = {name: place.strides[0] for name, place in places.items() if '.pre_relu' not in name}
+    assert found == {name: (stride, stride) for name, stride in STRIDES.items()}
+    assert taps['decode.feature'].path == 'decode_head.sep_bottleneck.1.pointwise_conv.bn'
+    assert taps['decode.aspp'].path == 'decode_head.bottleneck.bn'
+    assert places['decode.feature'].norm is model.decode_head.sep_bottleneck[1].pointwise_conv.bn
+
+
+@every
+def test_places_give_what_the_student_computes_while_it_trains(name: str) -> None:
+    model = plain(name)
+    model.train()
+    data = prepared(model, batch())
+    taps = segmentor_taps(model)
+    logits: list[Any] = []
+    head = model.decode_head[-1] if isinstance(model.decode_head, nn.ModuleList) else None
+    head = model.decode_head if head is None else head
+    whole = head.loss_by_feat
+    head.loss_by_feat = lambda seg_logits, samples: (
+        logits.append(seg_logits) or whole(seg_logits, samples)
+    )
+    with Taps(model, taps, student=True) as reading:
+        model(data['inputs'], data['data_samples'], mode='loss')
+    final = logits[-1][-1] if isinstance(logits[-1], (list, tuple)) else logits[-1]
+    assert torch.equal(reading['decode.logits'], final)
+    assert (reading['decode.feature'] < 0).any(), 'a place before a ReLU has negative values'
+    assert (reading['backbone.c5.pre_relu'] < 0).any()
+
+
+def test_taps_fire_after_synchronised_norms_were_reverted() -> None:
+    from mmengine.model import revert_sync_batchnorm
+
+    model = distilled()
+    reverted = revert_sync_batchnorm(model)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in reverted.modules())
+    before = [k for k in losses(model) if k.startswith('distill.')]
+    assert before == [f'distill.loss_{key}' for key in model.distillers]
+
+
+def test_the_teacher_stops_before_what_no_place_needs() -> None:
+    calls: list[str] = []
+    model = distilled(distillers=[entry('backbone.c4', 'AT')])
+    teacher = model.teachers['teacher'].model
+    for path in ('backbone.layer3', 'backbone.layer4', 'decode_head.bottleneck', 'auxiliary_head'):
+        teacher.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.append(path))
+    losses(model)
+    calls.clear()
+    losses(model)
+    assert calls == ['backbone.layer3']
+
+
+def test_the_teachers_dropout_is_off() -> None:
+    model = distilled(distillers=[entry('decode.logits', 'KD')])
+    teacher = model.teachers['teacher'].model
+    seen: list[torch.Tensor] = []
+    teacher.decode_head.conv_seg.register_forward_hook(lambda m, a, out: seen.append(out))
+    model.train()
+    losses(model), losses(model)
+    assert torch.equal(seen[-1], seen[-2])
+
+
+@every
+@pytest.mark.parametrize('preset', ['ofd', 'kd', 'cwd', 'at', 'ab', 'fitnet', 'mgd'])
+def test_presets_train(name: str, preset: str) -> None:
+    model = distilled(name, preset=preset)
+    train_on(model, [batch(0), batch(1)])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_ofd_in_the_decoder_reads_both_places() -> None:
+    assert list(distilled(preset='ofd', at='head').distillers) == [
+        'head_ofd_aspp',
+        'head_ofd_feature',
+    ]
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
+def test_pixel_kd_counts_valid_pixels_alone() -> None:
+    model = distilled(distillers=[entry('decode.logits', 'KD', 1.0)]).eval()
+    data = batch(ignored=16)
+    seen: dict[str, torch.Tensor] = {}
+    head = model.distillers['head_kd_decode_logits'].head
+    head.register_forward_hook(lambda m, a, out: seen.update(s=a[0], t=a[1]))
+    value = losses(model, data)['distill.loss_head_kd_decode_logits']
+    valid = torch.ones(2, 16, 24, dtype=torch.bool)
+    valid[:, :4] = False
+    torch.testing.assert_close(value, kd_loss(seen['s'], seen['t'], valid=valid))
+
+
+@pytest.mark.parametrize('method', ['KD', 'CWD'])
+def test_what_stands_in_ignored_pixels_changes_nothing(method: str) -> None:
+    model = distilled(distillers=[entry('decode.logits', method, 1.0)]).eval()
+    values = []
+    for junk in (0.0, 50.0):
+        ready = prepared(model, batch(ignored=16))
+        handles = [
+            m.decode_head.conv_seg.register_forward_hook(
+                lambda m, a, out, junk=junk: torch.cat([out[:, :, :4] + junk, out[:, :, 4:]], 2)
+            )
+            for m in (model.student, model.teachers['teacher'].model)
+        ]
+        found = model(ready['inputs'], ready['data_samples'], mode='loss')
+        values.append(next(v for k, v in found.items() if k.startswith('distill.')))
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize('method', ['KD', 'CWD'])
+def test_a_batch_without_a_labelled_pixel_gives_zero_and_no_nan(method: str) -> None:
+    model = distilled(distillers=[entry('decode.logits', method, 1.0)])
+    found = losses(model, batch(ignored=64))
+    value = next(v for k, v in found.items() if k.startswith('distill.'))
+    assert value.item() == 0 and value.requires_grad
+
+
+def test_labels_that_the_student_does_not_know_are_refused() -> None:
+    model = distilled(distillers=[entry('decode.logits', 'KD')])
+    data = prepared(model, batch())
+    data['data_samples'][0].gt_sem_seg.data[0, 20, 20] = 77
+    fields = model.fields(data['inputs'], data['data_samples'], None, {})
+    with pytest.raises(DataError, match='label 77.*0 to 3 and 255.*reduce_zero_label'):
+        fields['valid']()
+
+
+def test_classes_are_paired_by_name() -> None:
+    names = ['road', 'car', 'tree', 'sky']
+    order = [3, 1, 0, 2]
+    theirs = [names[i] for i in order]
+    teacher = dict(model=deeplabv3plus(8, 24), untrained=True, classes=theirs)
+    model = distilled(
+        distillers=[entry('decode.logits', 'KD', 1.0)], teacher=teacher, classes=names
+    )
+    raw: list[torch.Tensor] = []
+    seen: dict[str, torch.Tensor] = {}
+    other = model.teachers['teacher'].model.decode_head.conv_seg
+    other.register_forward_hook(lambda m, a, out: raw.append(out))
+    head = model.distillers['head_kd_decode_logits'].head
+    head.register_forward_hook(lambda m, a, out: seen.update(s=a[0], t=a[1]))
+    losses(model)
+    assert torch.equal(seen['t'], raw[-1][:, [theirs.index(n) for n in names]])
+    with pytest.raises(ConfigError, match='4 classes.*2'):
+        distilled(classes=['road', 'car'])
+
+
+# Invariants --------------------------------------------------------------------------------------
+
+
+@every
+def test_weight_0_is_plain_training(name: str) -> None:
+    torch.manual_seed(0)
+    alone = plain(name)
+    torch.manual_seed(0)
+    beside = distilled(name, weights=0.0)
+    assert not unlike(state(alone), state(beside.student))
+    data = [batch(seed) for seed in range(4)]
+    for model in (alone, beside):
+        train_on(model, copy.deepcopy(data), ADAMW)
+    assert not unlike(state(alone), state(beside.student))
+    assert list(beside.state_dict()) == list(alone.state_dict())
+
+
+def test_every_added_parameter_moves_and_the_teacher_does_not() -> None:
+    model = distilled()
+    before = {k: v.detach().clone() for k, v in model.distillers.named_parameters()}
+    teacher = state(model.teachers['teacher'].model)
+    train_on(model, [batch(seed) for seed in range(2)])
+    still = [k for k, v in model.distillers.named_parameters() if torch.equal(v, before[k])]
+    assert before and not still
+    assert not unlike(teacher, state(model.teachers['teacher'].model))
+
+
+def test_the_total_is_what_a_runner_sums() -> None:
+    model = distilled()
+    found = losses(model)
+    total, _ = model.parse_losses(found)
+    parts = sum(v for k, v in found.items() if 'loss' in k)
+    torch.testing.assert_close(total, parts)
+
+
+def test_a_head_takes_any_loss() -> None:
+    head = DistillationHead(loss=dict(type='FitNetLoss'), name='any')
+    model = distilled(distillers=[dict(student_module='aux.logits', head=head)])
+    assert losses(model)['distill.loss_head_any'] > 0
