@@ -60,7 +60,8 @@ def check_voc(dataset: Mapping[str, Any], split: Path, where: str) -> dict[str, 
             raise DataError(f'{where}: there is no folder {folder}.{hint}')
     there = {p.name for p in annotations.iterdir()}, {p.name for p in images.iterdir()}
     # Objects that are too small for the filter are set aside, and so are difficult ones.
-    keeps_all = not (dataset.get('filter_cfg') or {}).get('bbox_min_size')
+    small = (dataset.get('filter_cfg') or {}).get('bbox_min_size')
+    keeps_all = not small and not dataset.get('test_mode')
     objects: dict[str, Path] = {}
     for name in names:
         for file, folder, files in (

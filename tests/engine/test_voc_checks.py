@@ -177,6 +177,15 @@ def test_a_class_may_be_left_out_on_purpose(devkit: Path) -> None:
     check_data(voc_config(devkit, ('person',)))
 
 
+@pytest.mark.parametrize('more', [dict(filter_cfg=dict(bbox_min_size=8)), dict(test_mode=True)])
+def test_a_box_without_an_area_is_taken_where_nobody_learns_from_it(
+    more: dict[str, Any], devkit: Path
+) -> None:
+    """The filter sets it aside, or it is only scored on."""
+    VOC['a box without an area'][0](devkit)
+    check_data(voc_config(devkit, **more))
+
+
 def test_no_sub_data_root_is_refused(devkit: Path) -> None:
     """In the data's check and where data is generated."""
     cfg = voc_config(devkit)
