@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave the teachers' checkpoints out: check the wiring before you have them",
     )
     parser.add_argument(
-        '--small', action='store_true', help='one 128x128 image instead of a full batch'
+        '--small', action='store_true', help='one 192x320 image instead of a full batch'
     )
     parser.add_argument(
         '--trust-checkpoint',
@@ -95,6 +95,16 @@ def show(report: Report) -> None:
         f'{name.removeprefix("student.")} {value:.3g}' for name, value in report.own.items()
     )
     print(f"The student's own terms: {own}. The step took {report.seconds:.1f} s.")
+    resting = [t.key for t in report.terms if t.value == 0 and t.gradient == 0]
+    if resting:
+        print(
+            f'{", ".join(resting)}: 0 on this batch, which may be right: the loss leaves a student '
+            'alone that is better than the bar it sets, or its weight is 0.'
+        )
     print(
-        'Every term is finite and reaches the student with a gradient.' if report.terms else 'OK.'
+        'Every other term is finite and reaches the student with a gradient.'
+        if resting
+        else 'Every term is finite and reaches the student with a gradient.'
+        if report.terms
+        else 'OK.'
     )

@@ -65,6 +65,7 @@ class DistillLoss(nn.Module):
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENTS  # those that a head may choose from
     compares_channels: ClassVar[bool] = True  # so that both sides must have as many
     minimum_at_equality: ClassVar[bool] = True  # with a gradient of zero there
+    may_rest: ClassVar[bool] = False  # whether it is rightly 0 where the student needs no teaching
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()

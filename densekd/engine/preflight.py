@@ -315,7 +315,8 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
         )
     if not math.isfinite(term.gradient):
         raise ConfigError(f'distiller {term.key!r}: its gradient on the student is not finite.')
-    if term.gradient == 0 and not weightless:
+    rests = distiller.head.loss.may_rest and term.value == 0
+    if term.gradient == 0 and not weightless and not rests:
         raise TapError(
             f'distiller {term.key!r}: the term ({term.value:.3g}) sends a gradient of exactly zero '
             'to the student on generated data. Check the tap and the connector.'

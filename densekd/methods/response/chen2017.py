@@ -278,6 +278,7 @@ class BoundedRegressionLoss(DistillLoss):
     pairs = False
     compares_channels = False  # deltas may be those of each class on one side alone
     minimum_at_equality = False  # with a margin the student has to do better than the teacher
+    may_rest = True  # a student whose boxes are better than the teacher's is left alone
 
     def __init__(self, loss_weight: float = 0.5, margin: float = 0.0, boxes: str = 'roi') -> None:
         super().__init__(loss_weight)

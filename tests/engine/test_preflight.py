@@ -1,0 +1,32 @@
+"""What the check before a run refuses, and what it lets pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from densekd.engine.preflight import try_step
+from densekd.errors import TapError
+from tests.helpers.detectors import batch, bounded, distilled, entry, faster_rcnn
+
+
+def certain(model: torch.nn.Module) -> None:
+    """Makes a teacher's boxes so bad that every student's are better."""
+    with torch.no_grad():
+        model.teachers['teacher'].model.roi_head.bbox_head.fc_reg.bias.fill_(50.0)
+
+
+def test_a_bound_that_is_met_is_no_error() -> None:
+    model = distilled('faster_rcnn', [bounded('roi.bbox_deltas', 'roi')])
+    certain(model)
+    (term,) = try_step(model, batch()).terms
+    assert term.value == 0 and term.gradient == 0
+
+
+def test_a_term_that_should_teach_and_does_not_is_one() -> None:
+    model = distilled('faster_rcnn', [entry('neck.p3', 'PKD')], dict(model=faster_rcnn(8, 24)))
+    for connector in model.distillers.modules():
+        if isinstance(connector, torch.nn.Conv2d):
+            torch.nn.init.zeros_(connector.weight)
+    with pytest.raises(TapError, match='sends a gradient of exactly zero'):
+        try_step(model, batch())
