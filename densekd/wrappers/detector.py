@@ -16,7 +16,14 @@ from densekd.errors import ConfigError
 from densekd.wrappers.model import DistillModel
 from densekd.wrappers.named_taps import detector_forward, detector_taps, frozen_taps
 from densekd.wrappers.priors import anchor_grids, priors_of, unlike_priors
-from densekd.wrappers.regions import box_heads, noted_stages, region_key, regions_of, stage_of
+from densekd.wrappers.regions import (
+    NO_REGIONS,
+    box_heads,
+    noted_stages,
+    region_key,
+    regions_of,
+    stage_of,
+)
 from densekd.wrappers.targets import (
     encoded,
     gives_deltas,
@@ -127,6 +134,8 @@ class DistillDetector(DistillModel):
         for distiller in self._distillers:
             loss = type(distiller.head.loss).__name__
             stages = self._stages(distiller)
+            if stages and not box_heads(self.student):
+                raise ConfigError(f'distiller {distiller.key!r}: {NO_REGIONS}')
             if _asks(distiller, 'roi') and len(stages) != 1:
                 raise ConfigError(
                     f'distiller {distiller.key!r}: {loss} asks for regions, of which each stage of '

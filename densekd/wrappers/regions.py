@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from densekd.core.taps import Tap
 from densekd.errors import ConfigError
 
+NO_REGIONS = (
+    "the teacher's box head is tapped, which scores the student's regions, and this student "
+    'samples none. Tap the backbone, the neck or the dense head.'
+)
 STAGE = re.compile(r'roi_head\.\w+\.(\d+)(?:\.|$)')
 
 
@@ -150,10 +154,7 @@ def regions_of(captured: Mapping[str, Any], stage: int) -> dict[str, Tensor]:
         ConfigError: If the student has sampled none.
     """
     if region_key(stage) not in captured:
-        raise ConfigError(
-            "distillers: the teacher's box head is tapped, which scores the student's regions, and "
-            'this student samples none. Tap the backbone, the neck or the dense head.'
-        )
+        raise ConfigError(f'distillers: {NO_REGIONS}')
     call = captured[region_key(stage)]
     labels, _, boxes, _ = call.result['bbox_targets']
     return {'rois': call.kwargs['rois'], 'labels': labels, 'boxes': boxes}
