@@ -27,7 +27,7 @@ from densekd.engine import load_config
 from densekd.engine.run import prepare
 from densekd.wrappers.build import build_network
 from densekd.wrappers.config import plain
-from tests.helpers.detectors import every_method, faster_rcnn, retinanet
+from tests.helpers.detectors import DETECTORS, every_method, retinanet
 
 STUDENT = 'configs/digits/retinanet_r18w16_6e_digits.py'
 RUNS = count()
@@ -74,7 +74,7 @@ def digits_config(
         work_dir: Where the run writes.
         distillers: A list, `'all'` for one of each method, or None for plain training.
         teacher: The teacher's config; untrained by default.
-        model: A name of `detectors.MODELS`.
+        model: A name of `detectors.DETECTORS`.
         epochs: How long it runs.
         workers: Processes that load.
         weight: Loss weight of all distillers, with `'all'`.
@@ -82,7 +82,7 @@ def digits_config(
         options: Anything else at the top of the config.
     """
     cfg = load_config(STUDENT)
-    make = {'retinanet': retinanet, 'faster_rcnn': faster_rcnn}[model]
+    make = DETECTORS[model]
     student = make(classes=10)
     if distillers is None:
         network: dict[str, Any] = student

@@ -15,6 +15,7 @@ from densekd.errors import ConfigError, ShapeError
 from densekd.methods import kd_qfl_loss, pkd_loss
 from tests.helpers.detectors import (
     ADAMW,
+    DENSE,
     MODELS,
     batch,
     distilled,
@@ -394,8 +395,9 @@ def test_teachers_that_do_not_fit_are_refused(teacher: Any, message: str) -> Non
     assert message in str(error.value)
 
 
-def test_under_bfloat16_distillation_is_float32() -> None:
-    model = distilled()  # mmcv's NMS has no bfloat16 on a CPU, which a two-stage student needs
+@pytest.mark.parametrize('name', DENSE)
+def test_under_bfloat16_distillation_is_float32(name: str) -> None:
+    model = distilled(name)  # mmcv's NMS has no bfloat16 on a CPU, which a two-stage student needs
     model.train()
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = losses_of(model)

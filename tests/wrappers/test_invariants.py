@@ -33,7 +33,9 @@ from tests.helpers.detectors import (
     unlike,
 )
 
-both = pytest.mark.parametrize('name', list(MODELS))
+# Two-stage, one-stage with deltas, one-stage with distributions: between them RoI, RPN and dense
+# heads are read, and FGFI and OFD are on in each.
+three = pytest.mark.parametrize('name', [*MODELS, 'gfl'])
 LEVELS = ['neck.p2', 'neck.p3', 'neck.p4', 'neck.p5']
 
 
@@ -59,7 +61,7 @@ def start(name: str, weight: float | None) -> nn.Module:
     return model
 
 
-@both
+@three
 @pytest.mark.parametrize('config', [ADAMW, SGD], ids=['adamw', 'sgd'])
 def test_twenty_steps_at_weight_0_are_plain_training(name: str, config: dict) -> None:
     bare = start(name, None)
@@ -74,7 +76,7 @@ def test_twenty_steps_at_weight_0_are_plain_training(name: str, config: dict) ->
     assert unlike(state(bare), state(model)) == []
 
 
-@both
+@three
 def test_a_weight_is_not_plain_training(name: str) -> None:
     bare, model = start(name, None), start(name, 1.0)
     train(bare, 1)
@@ -129,7 +131,7 @@ def test_building_leaves_the_running_statistics_of_both_alone() -> None:
 # The teacher leaves no trace --------------------------------------------------------------------
 
 
-@both
+@three
 def test_the_teacher_never_changes(name: str) -> None:
     model = distilled(name)
     before = weights_hash(teacher_of(model))
@@ -153,7 +155,7 @@ def test_the_hash_would_notice_a_changed_tensor() -> None:
         before = changed
 
 
-@both
+@three
 def test_nothing_that_walks_the_model_meets_the_teacher(name: str) -> None:
     model = distilled(name)
     wrapper = optimiser(model, ADAMW)
@@ -240,7 +242,7 @@ class Calls:
         return sum(n for k, n in self.counts.items() if k.startswith(tuple(paths)))
 
 
-@both
+@three
 def test_a_teacher_tapped_in_its_backbone_runs_no_further(name: str) -> None:
     model = distilled(name, [entry('backbone.c3', 'FitNet'), entry('backbone.c4.pre_relu', 'OFD')])
     calls = Calls(teacher_of(model))
@@ -255,7 +257,7 @@ def test_a_teacher_tapped_in_its_backbone_runs_no_further(name: str) -> None:
     assert calls.under('backbone.layer3.0.conv1') == 3
 
 
-@both
+@three
 def test_a_teacher_tapped_in_its_neck_runs_no_head(name: str) -> None:
     model = distilled(name, [entry(LEVELS, 'FGFI')])
     calls = Calls(teacher_of(model))
@@ -264,7 +266,7 @@ def test_a_teacher_tapped_in_its_neck_runs_no_head(name: str) -> None:
     assert calls.under('bbox_head', 'rpn_head', 'roi_head') == 0
 
 
-@both
+@three
 def test_an_early_end_gives_what_a_whole_pass_gives(name: str) -> None:
     model = distilled(name, [entry('backbone.c3', 'FitNet'), entry('neck.p3', 'PKD')])
     model.eval()
@@ -275,7 +277,7 @@ def test_an_early_end_gives_what_a_whole_pass_gives(name: str) -> None:
             assert torch.equal(first[key], again[key])
 
 
-@both
+@three
 def test_the_teachers_loss_path_is_never_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = distilled(name)
 
@@ -293,7 +295,7 @@ def test_the_teachers_loss_path_is_never_called(name: str, monkeypatch: pytest.M
 # What distillers add ----------------------------------------------------------------------------
 
 
-@both
+@three
 @pytest.mark.parametrize('config', [ADAMW, SGD], ids=['adamw', 'sgd'])
 def test_each_added_parameter_is_in_one_group_and_moves(name: str, config: dict) -> None:
     distillers = every_method(name)
@@ -325,7 +327,7 @@ def test_names_of_parameters_are_those_of_the_student() -> None:
 # Copies and checkpoints -------------------------------------------------------------------------
 
 
-@both
+@three
 def test_the_state_dict_is_the_plain_students(name: str) -> None:
     model = distilled(name)
     train(model, 1)

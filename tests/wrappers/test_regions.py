@@ -155,6 +155,122 @@ def test_batches_without_boxes_give_no_regression_and_a_finite_step() -> None:
     train(model, 2, boxes=0)
 
 
+# A permutation of regions -------------------------------------------------------------------------
+
+POSITIVE = ('inds', 'priors', 'is_gt', 'assigned_gt_inds', 'gt_labels', 'gt_bboxes')
+
+
+def shuffle_samples(sampler: Any) -> list[tuple[Tensor, Tensor]]:
+    """Makes a sampler hand out the same samples in another order, which it notes by image."""
+    orders: list[tuple[Tensor, Tensor]] = []
+    sample = sampler.sample
+
+    def shuffled(*args: Any, **more: Any) -> Any:
+        result = sample(*args, **more)
+        generator = torch.Generator().manual_seed(len(orders))
+        order = tuple(
+            torch.randperm(len(inds), generator=generator)
+            for inds in (result.pos_inds, result.neg_inds)
+        )
+        for key in POSITIVE:
+            setattr(result, f'pos_{key}', getattr(result, f'pos_{key}')[order[0]])
+        for key in ('inds', 'priors'):
+            setattr(result, f'neg_{key}', getattr(result, f'neg_{key}')[order[1]])
+        orders.append(order)
+        return result
+
+    sampler.sample = shuffled
+    return orders
+
+
+def test_a_permutation_of_the_regions_permutes_the_rows_of_both() -> None:
+    places = ['roi.cls_logits', 'roi.bbox_deltas']
+    ears = [ear(place, ROI) for place in places]
+    terms = [entry(places[0], 'WeightedSoftLabel', 1.0), bounded(places[1], 'roi', 1.0)]
+    model = distilled('faster_rcnn', [*(distiller for distiller, _ in ears), *terms])
+    torch.manual_seed(3)
+    first = losses_of(model)
+    before = [(loss.student[0], loss.teacher[0], loss.heard) for _, loss in ears]
+    orders = shuffle_samples(model.student.roi_head.bbox_sampler)
+    torch.manual_seed(3)
+    second = losses_of(model)
+
+    rows, order = 0, []
+    for positive, negative in orders:
+        order += [rows + positive, rows + len(positive) + negative]
+        rows += len(positive) + len(negative)
+    moved = torch.cat(order)
+    assert len(orders) == 2 and (moved != torch.arange(rows)).sum() > rows / 2
+    for (student, teacher, heard), (_, loss) in zip(before, ears, strict=True):
+        for key in ROI:
+            torch.testing.assert_close(loss.heard[key], heard[key][moved], rtol=0, atol=0)
+        # Up to the order in which a product of matrices is summed.
+        torch.testing.assert_close(loss.student[0], student[moved])
+        torch.testing.assert_close(loss.teacher[0], teacher[moved])
+        assert not torch.allclose(loss.teacher[0], teacher)
+    for key in first:
+        torch.testing.assert_close(second[key], first[key], msg=key)
+
+
+# Terms, computed anew from the two networks -------------------------------------------------------
+
+
+def test_the_terms_of_box_head_and_rpn_can_be_computed_without_the_wrapper() -> None:
+    box, hear_box = ear('roi.cls_logits', ROI)
+    rpn, hear_rpn = ear('rpn.objectness', RPN)
+    terms = [
+        entry('roi.cls_logits', 'WeightedSoftLabel', 0.5),
+        bounded('roi.bbox_deltas', 'roi', 0.3),
+        entry('rpn.objectness', 'WeightedSoftObjectness', 0.7),
+        bounded('rpn.deltas', 'rpn', 0.2),
+    ]
+    model = distilled('faster_rcnn', [box, rpn, *terms])
+    losses = losses_of(model)
+    images = prepared(model, batch())['inputs']
+    roi, anchors = hear_box.heard, hear_rpn.heard
+    labels, chosen = roi['roi_labels'], roi['roi_positive']
+    outputs = []
+    with torch.no_grad():
+        for network in (model.student, model.teachers['teacher'].model):
+            maps = network.extract_feat(images)
+            objectness, deltas = network.rpn_head(maps)
+            found = network.roi_head._bbox_forward(maps, roi['rois'])
+            outputs.append(
+                (
+                    found['cls_score'],
+                    found['bbox_pred'].reshape(len(labels), -1, 4)[chosen, labels[chosen]],
+                    rows(objectness, 1)[..., 0],
+                    rows(deltas, 4),
+                )
+            )
+    (own_logits, own_boxes, own_yes, own_deltas), (logits, boxes, yes, deltas) = outputs
+
+    weights = torch.tensor([1.0, 1.0, 1.0, 1.5])
+    soft = -(weights * logits.softmax(1) * own_logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(
+        losses['distill.loss_head_weightedsoftlabel_roi_cls_logits'], 0.5 * soft
+    )
+
+    def bound(own: Tensor, other: Tensor, target: Tensor, count: Any) -> Tensor:
+        mine, theirs = ((x - target).square().sum(-1) for x in (own, other))
+        return (mine * (mine > theirs)).sum() / count
+
+    loss = bound(own_boxes, boxes, roi['roi_box_targets'][chosen], len(labels))
+    torch.testing.assert_close(losses['distill.loss_head_bounded_roi'], 0.3 * loss)
+
+    sampled = torch.cat(anchors['rpn_weights'], 1) > 0
+    p, q = yes[sampled].sigmoid(), own_yes[sampled].sigmoid()
+    soft = -(p * q.log() + 1.5 * (1 - p) * (1 - q).log()).mean()
+    name = 'distill.loss_head_weightedsoftobjectness_rpn_objectness'
+    torch.testing.assert_close(losses[name], 0.7 * soft)
+
+    met = torch.cat(anchors['rpn_positive'], 1)
+    targets = torch.cat(anchors['rpn_box_targets'], 1)
+    loss = bound(own_deltas[met], deltas[met], targets[met], anchors['rpn_avg_factor'])
+    torch.testing.assert_close(losses['distill.loss_head_bounded_rpn'], 0.2 * loss)
+    assert chosen.any() and met.any()
+
+
 # Boxes that are encoded differently --------------------------------------------------------------
 
 
