@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from densekd.engine.coco_checks import check_coco, refuse_nothing_to_learn
+from densekd.engine.mask_checks import check_masks, mask_dataset
 from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
 from densekd.errors import DataError, DenseKDError, did_you_mean
 
@@ -79,19 +80,26 @@ def image_folder(dataset: Mapping[str, Any]) -> Path:
     )
 
 
-def check_data(cfg: Any) -> None:
+def check_data(cfg: Any, whole: bool = False) -> None:
     """Refuses data that is not there, or that is not in the format that its data set reads.
+
+    Args:
+        cfg: A prepared config.
+        whole: Whether to look into every file also where that takes long.
 
     Raises:
         DataError: Naming the file and what it lacks.
     """
     for key, dataset in datasets(cfg, ('train', 'val')):
         path = annotation_path(dataset)
-        if path is None:
-            continue
-        if not path.is_file():
+        if path is not None and not path.is_file():
             raise DataError(f'{key}: there is no annotation file {path}. {_nearest(path)}')
-        if kind_of(dataset) == 'CocoDataset' and path.stat().st_size < 2**26:
+        if cfg.get('default_scope') == 'mmseg':
+            if mask_dataset(dataset) is not None:
+                check_masks(dataset, key, whole)
+        elif path is None:
+            continue
+        elif kind_of(dataset) == 'CocoDataset' and path.stat().st_size < 2**26:
             classes = class_names(dataset)
             own = bool((dataset.get('metainfo') or {}).get('classes'))
             content = check_coco(path, classes, image_folder(dataset), key, own)
@@ -129,6 +137,10 @@ def data_errors(cfg: Any) -> Iterator[None]:
         yield
     except DenseKDError:
         raise
-    except (KeyError, FileNotFoundError, AssertionError, IndexError, ParseError) as error:
-        check_data(cfg)  # raises if the data is the reason
+    except (
+        *(KeyError, FileNotFoundError, AssertionError, IndexError, ParseError),
+        *(ValueError, RuntimeError),  # of maps that can't be stacked, or in a process that loads
+    ) as error:
+        if 'out of memory' not in str(error):
+            check_data(cfg, whole=True)  # raises if the data is the reason
         raise error

@@ -14,6 +14,8 @@ from xml.etree.ElementTree import Element, SubElement
 import numpy as np
 
 from densekd.engine.data_checks import class_names, datasets, kind_of, nest
+from densekd.engine.generated_masks import read_masks, shrink_crops
+from densekd.engine.mask_checks import mask_dataset
 from densekd.engine.voc_checks import VOC_TYPES, voc_folders
 from densekd.errors import ConfigError
 
@@ -39,22 +41,31 @@ def with_generated_data(
         ConfigError: If a data set's format is none that can be generated.
     """
     cfg = copy.deepcopy(cfg)
+    of_masks = cfg.get('default_scope') == 'mmseg'
     for number, (key, dataset) in enumerate(datasets(cfg)):
         folder = root / f'{key}_{number}'
-        if kind_of(dataset) == 'CocoDataset':
+        if of_masks and mask_dataset(dataset) is not None:
+            read_masks(dataset, key, folder, images, size, seed)
+        elif kind_of(dataset) == 'CocoDataset':
             _read_coco(dataset, cfg, key, folder, images, size, seed)
         elif kind_of(dataset) in VOC_TYPES:
             _read_voc(dataset, key, folder, images, size, seed)
         else:
             raise ConfigError(
                 f"{key}: data of the type {kind_of(dataset)} can't be generated for a check; "
-                'CocoDataset, VOCDataset and XMLDataset can.'
+                + (
+                    'BaseSegDataset and what is made from it can.'
+                    if of_masks
+                    else 'CocoDataset, VOCDataset and XMLDataset can.'
+                )
             )
     if size is not None:
         for split in ('train', 'val', 'test'):
             loader = cfg.get(f'{split}_dataloader')
             for dataset in nest(loader.get('dataset') if isinstance(loader, Mapping) else None):
                 _resize_to(dataset.get('pipeline'), size)
+        if of_masks:
+            shrink_crops(cfg, size)
     return cfg
 
 

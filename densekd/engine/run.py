@@ -117,18 +117,18 @@ def training_classes(cfg: Any) -> list[str] | None:
 
     They are those of the data's metainfo, or else of the data set's own type.
     """
-    from mmengine.registry import DATASETS, DefaultScope
+    from mmengine.registry import DATASETS
 
     from densekd.engine.data_checks import datasets
+    from densekd.engine.parts_check import register
 
     for _, dataset in datasets(cfg, ('train',)):
         given = dataset.get('metainfo') or {}
         names = given.get('classes') or given.get('CLASSES')
         if names is None:
-            if cfg.default_scope == 'mmdet':
-                import mmdet.datasets  # noqa: F401  registers what it holds
-            with DefaultScope.overwrite_default_scope(cfg.default_scope):
-                found = DATASETS.get(str(dataset.get('type', '')))
+            register(cfg.default_scope)
+            with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+                found = registry.get(str(dataset.get('type', '')))
             names = (getattr(found, 'METAINFO', None) or {}).get('classes')
         if names:
             return [names] if isinstance(names, str) else [str(name) for name in names]
