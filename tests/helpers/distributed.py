@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import distributed, nn
+from yapf.yapflib import yapf_api
 
 from densekd.engine.run import train
 from tests.helpers.detectors import batch, distilled, entry, losses_of, prepared
 from tests.helpers.runs import digits_config
+from tests.helpers.shipped import SHIPPED, shipped, without_chance
 
 LEVELS = ['neck.p2', 'neck.p3', 'neck.p4', 'neck.p5']
 NO_BOXES = dict(type='FilterAnnotations', min_gt_bbox_wh=(1000, 1000), keep_empty=False)
@@ -55,16 +57,46 @@ def runs(root: Path) -> dict[str, Any]:
         seen: list[nn.Module] = []
         with watched(seen):
             train(cfg, preflight=False)
-        (wrapper,) = seen
-        distributed.barrier()
-        found[name] = dict(
-            wrapped=type(wrapper).__name__,
-            unused=wrapper.find_unused_parameters,
-            broadcasts=wrapper.broadcast_buffers,
-            alike=alike(dict(wrapper.module.named_parameters())),
-            finite=all(torch.isfinite(p).all().item() for p in wrapper.parameters()),
-            files=sorted(p.name for p in (root / name).glob('*')),
-        )
+        found[name] = left(seen, root / name)
+    return found
+
+
+def left(seen: list[nn.Module], folder: Path) -> dict[str, Any]:
+    """Says what a run has left."""
+    (wrapper,) = seen
+    distributed.barrier()
+    return dict(
+        wrapped=type(wrapper).__name__,
+        unused=wrapper.find_unused_parameters,
+        broadcasts=wrapper.broadcast_buffers,
+        alike=alike(dict(wrapper.module.named_parameters())),
+        finite=all(torch.isfinite(p).all().item() for p in wrapper.parameters()),
+        files=sorted(p.name for p in folder.glob('*')),
+    )
+
+
+def configs(root: Path) -> dict[str, Any]:
+    """Trains configs of the repository: as they are, and without what chance decides."""
+    found: dict[str, Any] = {}
+    for name in SHIPPED:
+        for kind in ('shipped', 'same'):
+            folder = root / f'{name}-{kind}'
+            steps = root / f'{name}-{kind}-{distributed.get_rank()}.json'
+            cfg = shipped(
+                name,
+                root / 'digits',
+                folder,
+                batch=2,
+                launcher='pytorch',
+                experiment_name=folder.name,
+                custom_hooks=[dict(type='mmengine.FirstStepHook', path=str(steps))],
+            )
+            if kind == 'same':
+                cfg = without_chance(cfg)
+            seen: list[nn.Module] = []
+            with watched(seen):
+                train(cfg, preflight=False)
+            found[folder.name] = {**left(seen, folder), **json.loads(steps.read_text())}
     return found
 
 
@@ -132,6 +164,8 @@ def gradients() -> dict[str, Any]:
 def main(root: Path) -> None:
     """Writes what was found to `found<rank>.json`."""
     torch.set_num_threads(1)
-    found = {**runs(root), 'gradients': gradients()}
+    # Making configs pretty takes most of the time of a short run.
+    yapf_api.FormatCode = lambda text, **_: (text, True)
+    found = {**runs(root), **configs(root), 'gradients': gradients()}
     (root / f'found{os.environ["RANK"]}.json').write_text(json.dumps(found))
     distributed.destroy_process_group()
