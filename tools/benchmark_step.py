@@ -96,6 +96,8 @@ def build_arms(detector: str, args: argparse.Namespace) -> dict[str, Callable[[]
             warnings.simplefilter('ignore')
             entry = dict(model=teacher, untrained=True, **more)
             model = DistillDetector(student, entry, preset=args.preset)
+        # The same student in every arm: what an RPN proposes decides what a step costs.
+        model.student.load_state_dict(plain.state_dict())
         return stepping(model)
 
     def floor() -> None:
@@ -127,6 +129,7 @@ def stepping_on(model: Any, prepared: dict[str, Any]) -> Callable[[], None]:
     optimizer = torch.optim.SGD(parameters, lr=1e-6, momentum=0.9)
 
     def step() -> None:
+        torch.manual_seed(0)  # samplers draw the same regions in every arm
         samples = copy.deepcopy(prepared['data_samples'])
         losses = model(prepared['inputs'], samples, mode='loss')
         total, _ = model.parse_losses(losses)
