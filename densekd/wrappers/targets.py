@@ -34,12 +34,14 @@ def recorded(owner: Any, method: str, captured: dict[str, Any], key: str) -> Ite
         return result
 
     # On this one instance, for this one call: a patch that stayed would be copied by EMA together
-    # with its reference to this head.
+    # with its reference to this head. One of the user's own is put back.
+    before = {method: owner.__dict__[method]} if method in owner.__dict__ else {}
     owner.__dict__[method] = noting
     try:
         yield
     finally:
         del owner.__dict__[method]
+        owner.__dict__.update(before)
 
 
 @contextmanager

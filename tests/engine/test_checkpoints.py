@@ -22,16 +22,17 @@ from densekd.engine.run import evaluate, student_config, train
 from densekd.engine.runner import DistillRunner, latest_checkpoint
 from densekd.errors import CheckpointError
 from densekd.wrappers.build import build_network
-from tests.helpers.detectors import MODELS, distilled, entry, state, unlike
+from tests.helpers.detectors import DETECTORS, MODELS, distilled, entry, state, unlike
 from tests.helpers.runs import KILLED, differences, digits_config, in_process
 
-both = pytest.mark.parametrize('name', list(MODELS))
+NAMES = [*MODELS, 'gfl']
+three = pytest.mark.parametrize('name', NAMES)
 EMA = dict(type='EMAHook', momentum=0.1)
 
 
 def network(name: str = 'retinanet') -> torch.nn.Module:
     """Returns the student of the runs, as mmdet builds it."""
-    return build_network(MODELS[name](classes=10), 'mmdet', 'student')
+    return build_network(DETECTORS[name](classes=10), 'mmdet', 'student')
 
 
 def done(config: Config, kills: bool = False, resume: bool = False) -> Path:
@@ -48,7 +49,7 @@ def done(config: Config, kills: bool = False, resume: bool = False) -> Path:
 def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """The config of a finished run of one epoch, by the student's name."""
     configs = {}
-    for name in MODELS:
+    for name in NAMES:
         folder = tmp_path_factory.mktemp(name) / 'run'
         configs[name] = digits_config(digits, folder, model=name, epochs=1, custom_hooks=[EMA])
         done(configs[name])
@@ -62,7 +63,7 @@ def last(config: Config) -> Path:
 # The file is the student ------------------------------------------------------------------------
 
 
-@both
+@three
 def test_the_state_dict_is_the_plain_students(runs: dict[str, Config], name: str) -> None:
     student = network(name)
     checkpoint = read_checkpoint(last(runs[name]))
@@ -76,7 +77,7 @@ def test_the_state_dict_is_the_plain_students(runs: dict[str, Config], name: str
     assert any(k.endswith('weight') for k in unlike(trained, checkpoint['state_dict']))
 
 
-@both
+@three
 def test_all_else_is_under_one_key(runs: dict[str, Config], name: str) -> None:
     checkpoint = read_checkpoint(last(runs[name]))
     usual = {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers', 'ema_state_dict'}
@@ -120,6 +121,7 @@ for config, checkpoint, image in json.loads(sys.argv[1]):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         warnings.filterwarnings('ignore', category=DeprecationWarning)
+        warnings.filterwarnings('ignore', 'DeprecationWarning: `num_anchors`')  # of mmdet's own
         warnings.filterwarnings('ignore', 'Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
         model = init_detector(config, checkpoint, device='cpu')
         found = inference_detector(model, image).pred_instances
@@ -187,7 +189,7 @@ def predicted(config: Config, plain: Config, folder: Path, image: str) -> list[A
     return [found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist()]
 
 
-@both
+@three
 def test_the_student_is_scored_alike_with_either_config(
     runs: dict[str, Config], tmp_path: Path, name: str
 ) -> None:
