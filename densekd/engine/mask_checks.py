@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from densekd.errors import DataError, did_you_mean
 IGNORED = 255  # what mmseg's losses and metrics leave out
 # Opening a large mask takes tens of milliseconds, so that a part is looked into before training.
 SAMPLE = 128
+ORIENTATION = 274  # the EXIF tag of photographs that lie on their side
 
 
 def mask_dataset(dataset: Mapping[str, Any]) -> Any:
@@ -162,20 +164,20 @@ def _pairs(
     there = (set(_files(images)), set(_files(masks)))
     if not names:
         ends = Counter(Path(n).suffix for n in there[0]).most_common(4)
-        has = ', '.join(f'{count} that end with {end}' for end, count in ends) or 'none at all'
+        has = ', '.join(f'{count} that end with {end}' for end, count in ends)
         raise DataError(
             f'{where}: {images} has no files that end with {image_end}, but {has}. Give '
             'img_suffix and seg_map_suffix.'
+            if has
+            else f'{where}: {images} has no images: it is empty.'
         )
     for name in names:
-        for file, folder, files, what in (
-            (f'{name}{image_end}', images, there[0], 'lists'),
-            (f'{name}{mask_end}', masks, there[1], 'has the image'),
+        for kind, file, folder, files in (
+            ('image', f'{name}{image_end}', images, there[0]),
+            ('mask', f'{name}{mask_end}', masks, there[1]),
         ):
             if file not in files:
-                source = split if listed else images
-                said = f'{source} lists {name!r}' if listed else f'{source} {what} {name!r}'
-                kind = 'image' if folder == images and what == 'lists' else 'mask'
+                said = f'{split} lists {name!r}' if listed else f'{images} has the image {name!r}'
                 raise DataError(
                     f'{where}: {said}, but there is no {kind} {folder / file}. '
                     f'{did_you_mean(file, sorted(files), 4)}'
@@ -184,7 +186,11 @@ def _pairs(
 
 
 def _files(folder: Path) -> Iterator[str]:
-    return (p.relative_to(folder).as_posix() for p in sorted(folder.rglob('*')) if p.is_file())
+    # As mmengine lists them: links are followed, and hidden files left out.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        inside = Path(place).relative_to(folder)
+        yield from ((inside / name).as_posix() for name in sorted(files) if name[0] != '.')
 
 
 def _labels(image: Path, mask: Path, counted: list[str], zero: bool, where: str) -> set[int]:
@@ -193,7 +199,8 @@ def _labels(image: Path, mask: Path, counted: list[str], zero: bool, where: str)
 
     try:
         with Image.open(image) as picture:
-            size = picture.size
+            turned = picture.getexif().get(ORIENTATION, 1) >= 5  # as a decoder turns it
+            size = picture.size[::-1] if turned else picture.size
         with Image.open(mask) as picture:
             values = np.asarray(picture)
     except (UnidentifiedImageError, OSError) as error:

@@ -101,6 +101,10 @@ def prepare(
         cfg.default_scope = SCOPES.get(kind, 'mmdet')
     if kind in SCOPES:
         _check_keys(kind, model)
+        # A runner would hand this key to the wrapper; it is a default of the student.
+        default = cfg.pop('data_preprocessor', None)
+        if default is not None and isinstance(model.get('student'), Mapping):
+            cfg.model.student.setdefault('data_preprocessor', default)
         names = None if model.get('classes') else training_classes(cfg)
         if names:
             cfg.model.classes = names  # by which the teacher's are found

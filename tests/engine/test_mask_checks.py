@@ -87,6 +87,15 @@ def other_ends(root: Path) -> None:
         path.rename(path.with_suffix('.jpeg'))
 
 
+def on_its_side(root: Path) -> None:
+    """Turns an image, and says so in its EXIF, so that decoders turn it back."""
+    path = root / MASK.replace('ann', 'img').replace('png', 'jpg')
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[274] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     'no images': (
         renamed('img', 'imgs'),
@@ -105,6 +114,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         other_ends,
         'img/train has no files that end with .jpg, but 4 that end with .jpeg. Give img_suffix '
         'and seg_map_suffix.',
+    ),
+    'an empty folder': (
+        lambda root: [p.unlink() for p in (root / 'img/train').iterdir()],
+        'img/train has no images: it is empty.',
     ),
     'a mask of another size': (
         painted(lambda m: m[:20]), f'{MASK} is 20x60, and its image img/train/000001.jpg is 40x60.',
@@ -194,6 +207,8 @@ TAKEN: dict[str, Change] = {
     'a mask without an image': lambda root: shutil.copy(root / MASK, root / 'ann/train/9.png'),
     'numbers with a palette': lambda root: Image.open(root / MASK).convert('P').save(root / MASK),
     'sixteen bits': painted(lambda m: m.astype(np.uint16)),
+    'a photograph that lies on its side': on_its_side,
+    'a hidden file': lambda root: (root / 'img/train/._000001.jpg').write_bytes(b''),
 }
 
 

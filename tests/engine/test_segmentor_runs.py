@@ -184,7 +184,7 @@ def test_masks_that_are_ignored_whole_are_refused_before_the_first_step(
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_mask_that_only_training_meets_is_a_sentence_too(
-    digits: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    digits: Path, tmp_path: Path, workers: int
 ) -> None:
     data = ignored(digits, tmp_path / 'data', kept=18)
     for path in sorted((data / 'masks/train').iterdir())[1::2]:
