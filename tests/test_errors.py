@@ -164,8 +164,8 @@ MISTAKES: dict[str, tuple[type[DenseKDError], Callable[[], Any], str]] = {
     'tap with an unknown key': (
         ConfigError,
         lambda: parse_tap(dict(path='neck', calls=1), {}, 'here'),
-        "here: Tap takes no 'calls'. Did you mean 'call'? It has: call, copy, index, level, name, "
-        'norm, path, rectified, side.',
+        "here: Tap takes no 'calls'. Did you mean 'call'? It has: call, coding, columns, copy, "
+        'index, level, name, norm, path, rectified, side.',
     ),
     'no such place': (
         TapError,
