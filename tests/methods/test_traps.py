@@ -588,6 +588,18 @@ def test_processes_share_the_number_of_cells(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(FGFILoss()(s, t, batch), alone / 2)  # own / mean(own, 3 own)
 
 
+def test_a_lone_cell_counts_whole_among_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.zeros(1, 2, 2, dtype=torch.bool)
+    mask[0, 0, 0] = True
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda: 8)
+    monkeypatch.setattr(torch.distributed, 'all_reduce', lambda count: None)  # none elsewhere
+    loss = torch.tensor(3.0)
+    # The mean of eight processes' gradients is then that of the one cell.
+    assert fgfi._over_processes(loss, [mask]).item() == 8 * 3.0
+    assert fgfi._over_processes(loss * 0, [mask & False]).item() == 0
+
+
 def test_the_batch_is_asked_for_by_name() -> None:
     head = FGFIDistillationHead()
     assert head.needs == ('gt_boxes', 'anchors', 'anchors_valid')

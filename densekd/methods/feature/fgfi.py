@@ -356,7 +356,8 @@ def _over_processes(loss: Tensor, masks: Sequence[Tensor]) -> Tensor:
     mean = own.clone()
     distributed.all_reduce(mean)
     mean /= distributed.get_world_size()
-    return loss * own / mean.clamp(min=1.0)
+    # One cell among many processes is a mean below 1; only no cell at all is none to divide by.
+    return loss * own / torch.where(mean > 0, mean, 1.0)
 
 
 def _check_options(psi: float, policy: str) -> None:
