@@ -45,7 +45,8 @@ def with_generated_data(
     for number, (key, dataset) in enumerate(datasets(cfg)):
         folder = root / f'{key}_{number}'
         if of_masks and mask_dataset(dataset) is not None:
-            read_masks(dataset, key, folder, images, size, seed)
+            # Of a single image, norms of features that are pooled whole have nothing to learn.
+            read_masks(dataset, key, folder, max(images, 2), size, seed)
         elif kind_of(dataset) == 'CocoDataset':
             _read_coco(dataset, cfg, key, folder, images, size, seed)
         elif kind_of(dataset) in VOC_TYPES:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(str(p.relative_to(ROOT)) for p in (ROOT / 'configs').rglob('*.py'))
 RUNNABLE = [name for name in ALL if '/_base_/' not in name]
 DISTILLED = [name for name in RUNNABLE if name.startswith('configs/kd/')]
-TEMPLATE = 'configs/templates/own_coco_data.py'
+TEMPLATES = ('configs/templates/own_coco_data.py', 'configs/templates/own_masks.py')
+TEMPLATE = TEMPLATES[0]
 
 # configs/kd/<method>/<task>/<arch>/
 #   <method>_<student>_<schedule>_<data>_teacher_<teacher>_<where>.py
@@ -28,7 +29,7 @@ NAME = re.compile(
     r'(?P<teacher>\w+?)_(?P<where>backbone|neck|head)_mimic\.py'
 )
 # Names that are older than the rule, and kept letter for letter.
-KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/)\w+\.py')
+KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/)[\w-]+\.py')
 
 
 def stem(name: str) -> str:
@@ -69,7 +70,7 @@ def refuse_dead(name: str, full_size: bool) -> None:
     assert report.own
     for term in report.terms:
         assert term.value > 0 and term.gradient > 0, term
-    assert bool(report.terms) == (name in (*DISTILLED, TEMPLATE))
+    assert bool(report.terms) == (name in (*DISTILLED, *TEMPLATES))
 
 
 @pytest.mark.parametrize('name', ALL, ids=stem)
@@ -79,7 +80,7 @@ def test_it_opens_with_a_docstring(name: str) -> None:
     assert text
     if name in RUNNABLE:
         assert 'densekd ' in text
-    if name in DISTILLED and ('_coco_' in name or '_voc0712_' in name):
+    if name in DISTILLED and '_digits_' not in name:
         assert name in text and 'Expected: ' in text
         assert 'published by' in text or 'no figure is published' in text
         assert 'Not yet run by us' in text or 'Ours: ' in text
@@ -132,21 +133,29 @@ def test_at_full_size(name: str) -> None:
     refuse_dead(name, full_size=True)
 
 
+@pytest.mark.parametrize(
+    ('template', 'head', 'depths'),
+    [(TEMPLATES[0], 'bbox_head', (50, 101)), (TEMPLATES[1], 'decode_head', (18, 101))],
+    ids=['boxes', 'masks'],
+)
 @pytest.mark.filterwarnings('ignore:teacher. no checkpoint is given')
-def test_the_template_is_checked_as_it_is() -> None:
+def test_the_template_is_checked_as_it_is(
+    template: str, head: str, depths: tuple[int, int]
+) -> None:
     """Before there is data or a teacher; both networks have the template's classes."""
-    cfg = prepare(str(ROOT / TEMPLATE))
+    cfg = prepare(str(ROOT / template))
     assert cfg.model.teacher.checkpoint is None
     assert check(cfg, full_size=False).terms
     for network in (cfg.model.student, cfg.model.teacher.model):
-        assert network.bbox_head.num_classes == len(cfg.classes)
-    assert (cfg.model.student.backbone.depth, cfg.model.teacher.model.backbone.depth) == (50, 101)
+        assert network[head].num_classes == len(cfg.classes)
+    assert (cfg.model.student.backbone.depth, cfg.model.teacher.model.backbone.depth) == depths
 
 
-def test_the_teacher_of_the_template_is_the_one_it_names() -> None:
+@pytest.mark.parametrize('template', TEMPLATES, ids=stem)
+def test_the_teacher_of_the_template_is_the_one_it_names(template: str) -> None:
     """One file trains what the other learns from, on the same data."""
-    cfg = prepare(str(ROOT / TEMPLATE))
-    teacher = prepare(str(ROOT / TEMPLATE.replace('.py', '_teacher.py')))
+    cfg = prepare(str(ROOT / template))
+    teacher = prepare(str(ROOT / template.replace('.py', '_teacher.py')))
     assert teacher.model == cfg.model.teacher.model
     assert teacher.train_dataloader == cfg.train_dataloader
 
@@ -156,6 +165,13 @@ def test_the_names_that_are_public() -> None:
     for arch in ('faster_rcnn', 'retinanet'):
         path = f'{arch}/ofdloss_{arch}_r50_fpn_1x_coco_teacher_r101_backbone_mimic.py'
         assert f'configs/kd/ofd/detection/{path}' in ALL
+    for data in ('512x512_40k_voc12', '512x1024_80k_cityscapes'):
+        for where in ('backbone', 'head'):
+            path = (
+                f'deeplabv3plus/ofdloss_deeplabv3plus_r18-d8_{data}_distillation_8xb16_teacher_'
+                f'r101_{where}_mimic.py'
+            )
+            assert f'configs/kd/ofd/segmentation/{path}' in ALL
 
 
 def test_the_rule_can_fail() -> None:
