@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from densekd.engine.run import evaluate, student_config, train
 from densekd.engine.runner import latest_checkpoint
 from densekd.errors import DataError
 from densekd.wrappers.build import build_network
+from tests.engine.test_checkpoints import able_to_load
 from tests.engine.test_resume import go
 from tests.helpers.detectors import entry
 from tests.helpers.runs import differences
@@ -138,7 +140,11 @@ def test_plain_mmseg_loads_it_and_scores_the_same(
     plain.dump(str(tmp_path / 'plain.py'))
     image = digits / 'test' / '000000.png'
     command = [sys.executable, '-c', PLAIN, str(tmp_path / 'plain.py'), str(last(config)), image]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    # What mmengine needs of torch, and no densekd.
+    env = {**os.environ, **able_to_load()}
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    )
     answers = [line for line in result.stdout.splitlines() if line.startswith('ANSWER')]
     assert answers, result.stderr[-3000:]
     mask, metrics = json.loads(answers[0].removeprefix('ANSWER'))
