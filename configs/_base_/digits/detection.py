@@ -1,8 +1,10 @@
-"""Digit scenes as detection data: loading, evaluation, and what all digit runs share.
+"""Digit scenes as detection data: loading and evaluation.
 
 The data is written by `densekd demo`, or by
 `python -c "from densekd.datasets import make_digits; make_digits('data/digits')"`.
 """
+
+_base_ = ['./runtime.py']
 
 default_scope = 'mmdet'
 data_root = 'data/digits/'
@@ -83,26 +85,10 @@ test_evaluator = dict(
     metric='bbox',
     format_only=False,
 )
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 
 default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='coco/bbox_mAP'),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='DetVisualizationHook'),
+    checkpoint=dict(save_best='coco/bbox_mAP'), visualization=dict(type='DetVisualizationHook')
 )
-env_cfg = dict(
-    cudnn_benchmark=False,
-    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+visualizer = dict(
+    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
 )
-vis_backends = [dict(type='LocalVisBackend')]
-visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
-log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
-log_level = 'INFO'
-load_from = None
-resume = False
-randomness = dict(seed=0)
