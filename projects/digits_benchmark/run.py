@@ -2,6 +2,7 @@
 
     python projects/digits_benchmark/run.py --seeds 0 1 2 3 4 --jobs 2
     python projects/digits_benchmark/run.py --detector faster-rcnn --arms all
+    python projects/digits_benchmark/run.py --split val --arms plain cwd@0.3 cwd cwd@3
 
 Each run is a process of one thread. What is finished is not run again, and what was interrupted
 goes on. The arms and what they mean are in README.md.
@@ -25,14 +26,26 @@ DETECTORS = ('retinanet', 'faster-rcnn')
 # Every other arm is a method, by the name of its folder in configs/kd.
 CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
 DEFAULT_ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
+# What is chosen on one split of seeds and scenes is reported on another.
+SEEDS = {'val': (100, 101), 'test': (0, 1, 2, 3, 4)}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: an arm and a seed."""
+    """One training: an arm and a seed. `cwd@0.3` is a method with its weights times a factor."""
 
     arm: str
     seed: int
+
+    @property
+    def method(self) -> str:
+        """The arm without its factor."""
+        return self.arm.partition('@')[0]
+
+    @property
+    def factor(self) -> float:
+        """What the method's weights are multiplied by."""
+        return float(self.arm.partition('@')[2] or 1)
 
     def __str__(self) -> str:
         return f'{self.arm}_s{self.seed}'
@@ -77,9 +90,10 @@ def train(job: Job, args: argparse.Namespace) -> None:
     from densekd.cli.demo_progress import Reporter
     from densekd.cli.demo_steps import data_options, find_recipe, taught_by, train_and_score
 
-    method = args.control_method if job.arm in CONTROLS else job.arm
+    method = args.control_method if job.arm in CONTROLS else job.method
     recipe = find_recipe(args.detector, method)
-    options: dict[str, Any] = {**data_options(args.data), **json.loads(args.options)}
+    options = {**data_options(args.data), **scored_on(args.split, args.data)}
+    options.update(json.loads(args.options))
     config = recipe.plain
     if job.arm == 'teacher':
         config = recipe.teacher
@@ -95,7 +109,37 @@ def train(job: Job, args: argparse.Namespace) -> None:
         folder = args.work_dir / str(teacher)
         name = json.loads((folder / 'result.json').read_text())['checkpoint']
         options.update(taught_by(folder / name, job.seed))
+        if job.factor != 1:
+            register_weighing()
+            options['custom_hooks'] = [{'type': 'densekd.WeighHook', 'factor': job.factor}]
     train_and_score(str(job), config, args.work_dir, job.seed, Reporter(sys.stdout), options)
+
+
+def scored_on(split: str, data: Path) -> dict[str, Any]:
+    """Returns the overrides that score a run on another split than `test`."""
+    return {
+        'test_dataloader.dataset.ann_file': f'annotations/instances_{split}.json',
+        'test_dataloader.dataset.data_prefix.img': f'{split}/',
+        'test_evaluator.ann_file': str(data / f'annotations/instances_{split}.json'),
+    }
+
+
+def register_weighing() -> None:
+    """Makes `densekd.WeighHook` known: it multiplies the weights of all distillers."""
+    from mmengine.hooks import Hook
+
+    from densekd.engine.registry import HOOKS
+
+    @HOOKS.register_module(force=True)
+    class WeighHook(Hook):
+        """Weighs the distillers once, when all is built."""
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def before_train(self, runner: Any) -> None:
+            for distiller in runner.model.distillers.values():
+                distiller.head.loss.loss_weight *= self.factor
 
 
 def longer(config: Path, epochs: int) -> dict[str, Any]:
@@ -157,7 +201,7 @@ def start(job: Job, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     command += ['--work-dir', str(args.work_dir), '--data', str(args.data)]
     command += ['--detector', args.detector, '--control-method', args.control_method]
     command += ['--equal-epochs', str(args.equal_epochs), '--long-epochs', str(args.long_epochs)]
-    command += ['--options', args.options]
+    command += ['--split', args.split, '--options', args.options]
     if args.teacher_seed is not None:
         command += ['--teacher-seed', str(args.teacher_seed)]
     threads = dict.fromkeys(('OMP_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
@@ -177,12 +221,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing, and writes what there is."""
     parser = argparse.ArgumentParser(description='The digits benchmark.')
     parser.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0])
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
+    parser.add_argument('--seeds', type=int, nargs='+', help='0 to 4; for val 100 and 101')
+    parser.add_argument(
+        '--split', choices=list(SEEDS), default='test', help='scored on; val is for tuning'
+    )
     parser.add_argument(
         '--arms',
         nargs='+',
         default=list(DEFAULT_ARMS),
-        help=f'{", ".join(CONTROLS)}, or methods; all methods: all',
+        help=f'{", ".join(CONTROLS)}, or methods, all of them: all; method@factor weighs one',
     )
     parser.add_argument('--jobs', type=int, default=2, help='processes at a time')
     parser.add_argument(
@@ -193,13 +240,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--equal-epochs', type=int, default=8, help='epochs of the equal-time arm')
     parser.add_argument('--long-epochs', type=int, default=12, help='of the long-schedule arm')
-    parser.add_argument('--work-dir', type=Path, help='by default work_dirs/digits_<detector>')
+    parser.add_argument('--work-dir', type=Path, help='by default work_dirs/<name of results>')
     parser.add_argument('--data', type=Path, default=Path('data/digits'))
     parser.add_argument('--results', type=Path, default=HERE / 'results')
     parser.add_argument('--options', default='{}', help='overrides of every config, as JSON')
     parser.add_argument('--one', nargs=2, metavar=('ARM', 'SEED'), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    args.work_dir = args.work_dir or Path(f'work_dirs/digits_{args.detector}')
+    args.seeds = args.seeds or list(SEEDS[args.split])
+    args.work_dir = args.work_dir or Path(f'work_dirs/digits_{named(args)}')
     if args.one:
         train(Job(args.one[0], int(args.one[1])), args)
         return 0
@@ -212,7 +260,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if 'all' in args.arms:
         args.arms = [*CONTROLS, *methods]
     for arm in args.arms:
-        if arm not in (*CONTROLS, *methods):
+        name, at, factor = arm.partition('@')
+        if at and (name in CONTROLS or not is_positive(factor)):
+            parser.error(f'--arms: {arm!r}: a factor above 0 follows the @, on a method.')
+        if name not in (*CONTROLS, *methods):
             hint = did_you_mean(arm, [*CONTROLS, *methods])
             parser.error(f'--arms: there is no {arm!r} for {args.detector}. {hint}')
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -223,6 +274,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = run_all([job for job in dict.fromkeys(todo) if job not in done], args)
     write(args)
     return 1 if failed else 0
+
+
+def named(args: argparse.Namespace) -> str:
+    """Returns what the results of a detector on a split are called."""
+    return args.detector if args.split == 'test' else f'{args.detector}_{args.split}'
+
+
+def is_positive(text: str) -> bool:
+    """Returns whether a text is a finite number above 0."""
+    try:
+        return 0 < float(text) < float('inf')
+    except ValueError:
+        return False
 
 
 def write(args: argparse.Namespace) -> None:
@@ -241,12 +305,13 @@ def write(args: argparse.Namespace) -> None:
     ]
     settings = {
         'detector': args.detector,
+        'split': args.split,
         'teacher_seed': args.teacher_seed,
         'equal_epochs': args.equal_epochs,
         'long_epochs': args.long_epochs,
     }
-    table.write_results(runs, settings, args.results, args.detector)
-    logs = args.results / 'logs' / args.detector
+    table.write_results(runs, settings, args.results, named(args))
+    logs = args.results / 'logs' / named(args)
     for job, _ in finished(args.work_dir):
         table.write_log(args.work_dir / str(job), logs / f'{job}.jsonl')
 

@@ -132,13 +132,13 @@ def write_results(
     """Writes the figures, the table and the plot of a detector: its name with json, md and png."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = summarise(runs)
-    content = {'split': 'test', **settings, 'arms': rows, 'runs': list(runs)}
+    content = {**settings, 'arms': rows, 'runs': list(runs)}
     (folder / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
     (folder / f'{name}.md').write_text(markdown(rows))
-    draw(rows, folder / f'{name}.png')
+    draw(rows, folder / f'{name}.png', settings['split'])
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, split: str) -> None:
     """Draws each run as a point and each arm's mean as a line."""
     import matplotlib
 
@@ -152,7 +152,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.scatter([i] * len(values), values, s=18, alpha=0.7)
         axis.hlines(row['mean'], i - 0.25, i + 0.25, color='black', lw=1.5)
     axis.set_xticks(range(len(rows)), [row['arm'] for row in rows])
-    axis.set_ylabel('mAP on the test split')
+    axis.set_ylabel(f'mAP on the {split} split')
     axis.set_title('Each point is a seed, each bar a mean')
     axis.grid(axis='y', alpha=0.3)
     figure.savefig(path, dpi=120)

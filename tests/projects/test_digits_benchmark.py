@@ -74,6 +74,43 @@ def test_what_earlier_calls_finished_is_in_the_table(tmp_path):
     assert found == [bench.Job('teacher', 0), bench.Job('untrained-teacher', 12)]
 
 
+def test_a_factor_is_part_of_the_arm_and_not_of_the_method():
+    assert (bench.Job('cwd@0.3', 100).method, bench.Job('cwd@0.3', 100).factor) == ('cwd', 0.3)
+    assert (bench.Job('cwd', 100).method, bench.Job('cwd', 100).factor) == ('cwd', 1.0)
+
+
+@pytest.mark.parametrize('arm', ['cwd@', 'cwd@0', 'cwd@-1', 'cwd@x', 'cwd@inf', 'plain@2'])
+def test_a_factor_that_weighs_nothing_is_refused(arm, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(['--arms', arm])
+    assert f"'{arm}': a factor above 0 follows the @, on a method" in capsys.readouterr().err
+
+
+def test_the_factor_multiplies_every_loss_once():
+    import torch
+
+    from densekd.engine.registry import HOOKS
+    from densekd.methods import build
+
+    bench.register_weighing()
+    heads = [build('PKDDistillationHead'), build('CWDDistillationHead')]
+    before = [head.loss.loss_weight for head in heads]
+    model = torch.nn.Module()
+    model.distillers = torch.nn.ModuleDict()
+    for i, head in enumerate(heads):
+        model.distillers[str(i)] = torch.nn.Module()
+        model.distillers[str(i)].head = head
+    runner = type('Runner', (), {'model': model})()
+    HOOKS.build({'type': 'densekd.WeighHook', 'factor': 0.5}).before_train(runner)
+    assert [head.loss.loss_weight for head in heads] == [0.5 * weight for weight in before]
+
+
+def test_what_is_tuned_and_what_is_reported_share_neither_scenes_nor_seeds(tmp_path):
+    assert not set(bench.SEEDS['val']) & set(bench.SEEDS['test'])
+    options = bench.scored_on('val', tmp_path)
+    assert all('test' not in str(value).replace(str(tmp_path), '') for value in options.values())
+
+
 def test_an_arm_that_is_no_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(['--arms', 'pdk'])
@@ -94,7 +131,7 @@ def test_no_gap_is_no_number():
 
 
 def test_the_table_has_a_row_an_arm_and_a_cell_a_column(tmp_path):
-    table.write_results(runs(VALUES), {'equal_epochs': 12}, tmp_path, 'retinanet')
+    table.write_results(runs(VALUES), {'equal_epochs': 12, 'split': 'test'}, tmp_path, 'retinanet')
     lines = (tmp_path / 'retinanet.md').read_text().splitlines()
     assert len(lines) == 2 + len(VALUES)
     assert len({line.count('|') for line in lines}) == 1
