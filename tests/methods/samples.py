@@ -138,8 +138,6 @@ def _shapes(loss: DistillLoss, images: int) -> tuple[list[tuple[int, ...]], Stri
             channels = ANCHORS * (4 if some('rpn_box') else 1)
         shapes = [(images, channels, *cells) for cells in GRIDS.values()]
         return shapes, tuple((float(y), float(x)) for y, x in GRIDS)
-    if some('labels'):
-        return [(images, CLASSES)], (None,)
     count = 1 if loss.pairs else 2
     return [(images, CHANNELS, *MAP)] * count, ((8.0, 8.0),) * count
 
@@ -185,6 +183,12 @@ def _factor(images: int, objects: bool, numbers: torch.Generator) -> Tensor:
     return torch.tensor(5.0 * images * objects)
 
 
+def _pixel_labels(images: int, objects: bool, numbers: torch.Generator) -> Tensor:
+    labels = torch.randint(CLASSES, (images, 32, 48), generator=numbers)
+    ignored = torch.rand(labels.shape, generator=numbers) < 0.1
+    return labels.masked_fill(ignored if objects else torch.ones_like(ignored), 255)
+
+
 def _roi_labels(images: int, objects: bool, numbers: torch.Generator) -> Tensor:
     labels = torch.arange(REGIONS * images) % (CLASSES + 1)  # the last is background
     return labels if objects else torch.full_like(labels, CLASSES)
@@ -192,7 +196,7 @@ def _roi_labels(images: int, objects: bool, numbers: torch.Generator) -> Tensor:
 
 FIELDS: dict[str, Make] = {
     'inputs': lambda n, objects, numbers: torch.randn(n, 3, 32, 48, generator=numbers),
-    'labels': lambda n, objects, numbers: torch.randint(CLASSES, (n,), generator=numbers),
+    'labels': _pixel_labels,
     'gt_boxes': lambda n, objects, numbers: [
         torch.tensor(BOXES if objects else []).reshape(-1, 4) for _ in range(n)
     ],
