@@ -32,8 +32,8 @@ from densekd.methods.response.box_heads import (
     deltas_of_class,
     objectness_rows,
 )
+from densekd.methods.response.class_logits import check_classes
 from densekd.methods.response.dense_logits import flatten_logits, weighted_sum
-from densekd.methods.response.kd import check_classes
 from densekd.registry import HEADS, LOSSES, PRESETS
 
 # What bounded regression asks of the batch, by the head whose boxes it compares.

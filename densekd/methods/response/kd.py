@@ -20,17 +20,20 @@ from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
-from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
+from densekd.core.head import DistillLoss
 from densekd.core.ops import masked_mean
 from densekd.core.taps import Place, tensors
 from densekd.errors import ConfigError, ShapeError, did_you_mean
-from densekd.methods.presets import choose_at, fitting_taps
+from densekd.methods.response.class_logits import (
+    SoftmaxHead,
+    check_logits,
+    refuse_sigmoids,
+    softmax_taps,
+    valid_cells,
+)
 from densekd.registry import HEADS, LOSSES, PRESETS
 
 MODES = ('mean_prob', 'mean_logit')
-# Maps with a distribution for every class of every anchor, or one logit an anchor: no softmax
-# over their channels means anything.
-SIGMOID_TAPS = ('head.cls_logits', 'rpn.objectness')
 
 
 def kd_loss(
@@ -112,7 +115,10 @@ def _divergence(
     name: str,
 ) -> Tensor:
     _check_mode(mode, name)
-    _check_logits(student, teachers, name)
+    if not teachers:
+        raise ShapeError(f'{name}: it needs at least one teacher.')
+    for teacher in teachers:
+        check_logits(student, teacher, name)
     teachers = [teacher.detach() for teacher in teachers]
     if valid is not None:
         rows = (student.shape[0], *student.shape[2:])
@@ -145,30 +151,6 @@ def _log_mean(teachers: list[Tensor], tau: float, mode: str) -> Tensor:
 def _check_mode(mode: str, name: str) -> None:
     if mode not in MODES:
         raise ConfigError(f'{name}: there is no mode {mode!r}. {did_you_mean(mode, MODES)}')
-
-
-def _check_logits(student: Tensor, teachers: list[Tensor], name: str) -> None:
-    if not teachers:
-        raise ShapeError(f'{name}: it needs at least one teacher.')
-    if student.dim() not in (2, 4):
-        raise ShapeError(f'{name}: logits are (N, K) or (N, K, H, W), not {tuple(student.shape)}.')
-    for teacher in teachers:
-        if teacher.dim() == student.dim():
-            check_classes(student.shape[1], teacher.shape[1], name)
-        check_same_shape(student, teacher, name)
-
-
-def check_classes(student: int, teacher: int, name: str) -> None:
-    """Refuses unlike numbers of classes.
-
-    Raises:
-        ShapeError: With both numbers.
-    """
-    if student != teacher:
-        raise ShapeError(
-            f'{name}: the student has {student} classes and the teacher {teacher}; both must be '
-            'trained on the same classes, in the same order.'
-        )
 
 
 @LOSSES.register
@@ -209,41 +191,16 @@ class KDLoss(DistillLoss):
         Raises:
             ConfigError: If a place has sigmoid logits.
         """
-        for place in (student, teacher):
-            if place.tap.label in SIGMOID_TAPS:
-                raise ConfigError(f'KDLoss: {_sigmoid_advice(place.tap.label)}')
+        refuse_sigmoids('KDLoss', student, teacher)
 
     def compute(self, student: Tensor, teacher: Any, batch: Batch) -> Tensor:
         """Returns the unweighted loss; `teacher` is a tensor, or a list with one a teacher."""
-        valid = _valid_cells(student, batch)
+        valid = valid_cells(student, batch)
         return _divergence(student, tensors(teacher), self.tau, self.mode, valid, 'KDLoss')
 
 
-def _valid_cells(logits: Tensor, batch: Batch) -> Tensor | None:
-    """Returns which cells of a map (N, K, H, W) count, or None for all."""
-    if logits.dim() != 4 or not batch.has('valid'):
-        return None
-    valid = batch.valid
-    if valid is None or valid.shape[-2:] == logits.shape[-2:]:
-        return valid
-    size = (logits.shape[-2], logits.shape[-1])
-    return F.interpolate(valid[:, None].float(), size=size, mode='nearest')[:, 0] > 0.5
-
-
-def _sigmoid_advice(tap: str) -> str:
-    if tap == 'rpn.objectness':
-        return (
-            f'{tap!r} has one logit an anchor, where a softmax over classes means nothing. Take '
-            'WeightedSoftObjectnessLoss.'
-        )
-    return (
-        f'{tap!r} has a sigmoid for every class of every anchor, and a softmax over them is blind '
-        'to whether there is an object at all. Take kd_qfl or binary_kl.'
-    )
-
-
 @HEADS.register
-class KDDistillationHead(DistillationHead):
+class KDDistillationHead(SoftmaxHead):
     """Soft labels on logits, at temperature 4.
 
     The weight 0.9 is meant beside a task loss of weight 0.1, as in
@@ -252,26 +209,6 @@ class KDDistillationHead(DistillationHead):
 
     default_loss: ClassVar[dict[str, Any]] = {'type': 'KDLoss', 'loss_weight': 0.9, 'tau': 4.0}
 
-    def bind(self, student: Place, teacher: Place) -> None:
-        """Refuses unlike classes, and a single one, whose probability is always 1.
-
-        Raises:
-            ShapeError: If the classes can't be compared.
-            ConfigError: If a place has sigmoid logits.
-        """
-        super().bind(student, teacher)
-        if self.stu_connector is not None or self.tea_connector is not None:
-            return  # only the connectors know what becomes of the channels
-        for s, t in zip(student.shapes, teacher.shapes, strict=False):
-            if len(s) < 2 or len(t) < 2:
-                continue
-            check_classes(s[1], t[1], 'KDDistillationHead')
-            if s[1] == 1:
-                raise ShapeError(
-                    f'KDDistillationHead: {student.tap.label!r} has one logit a place, whose '
-                    'softmax is always 1. Take binary_kl for a sigmoid.'
-                )
-
 
 @PRESETS.register(name='kd')
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
@@ -279,18 +216,14 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
 
     Of a cascade of box heads each stage has one, on regions of its own.
     """
-    choose_at('kd', at, preset.at)
-    patterns = ('decode.logits', 'roi.cls_logits', 'logits')
-    stages = anatomy.both('roi.s*.cls_logits')
-    softmax = stages or any(anatomy.both(pattern) for pattern in patterns)
-    if not softmax and anatomy.both('head.cls_logits'):
-        raise ConfigError(f"preset 'kd': {_sigmoid_advice('head.cls_logits')}")
-    entries = []
-    for name in stages or fitting_taps('kd', anatomy, patterns)[:1]:
-        term = f'kd_{name.split(".")[1]}' if stages else 'kd'
-        head = {'type': 'KDDistillationHead', 'name': term}
-        entries.append({'student_module': name, 'teacher_module': name, 'head': head})
-    return entries
+    return [
+        {
+            'student_module': name,
+            'teacher_module': name,
+            'head': {'type': 'KDDistillationHead', 'name': term},
+        }
+        for name, term in softmax_taps('kd', anatomy, at)
+    ]
 
 
 preset.at = ('head',)
