@@ -66,6 +66,8 @@ class DistillLoss(nn.Module):
     compares_channels: ClassVar[bool] = True  # so that both sides must have as many
     minimum_at_equality: ClassVar[bool] = True  # with a gradient of zero there
     may_rest: ClassVar[bool] = False  # whether it is rightly 0 where the student needs no teaching
+    vectors: ClassVar[bool] = False  # whether it compares one vector an image; of a map, its mean
+    fewest: ClassVar[int] = 1  # images, below which there is nothing to relate and it is 0
 
     def __init__(self, loss_weight: float = 1.0) -> None:
         super().__init__()

@@ -76,7 +76,7 @@ class Sample:
 
 def sample(
     loss: DistillLoss,
-    images: int = 2,
+    images: int | None = None,
     seed: int = 0,
     objects: bool = True,
     teachers: int = 1,
@@ -86,7 +86,7 @@ def sample(
 
     Args:
         loss: The loss, which need not be bound.
-        images: Images of the batch.
+        images: Images of the batch; None are two, or more where images are related.
         seed: Seed of all random numbers.
         objects: Whether the images hold anything: boxes, positive anchors, sampled anchors.
         teachers: Teachers of an ensemble.
@@ -96,6 +96,7 @@ def sample(
         AssertionError: If the loss needs a field that nothing here makes.
     """
     numbers = torch.Generator().manual_seed(seed)
+    images = (2 if loss.fewest == 1 else loss.fewest + 2) if images is None else images
     values = {}
     for need in loss.needs:
         if need not in FIELDS:
@@ -138,6 +139,8 @@ def _shapes(loss: DistillLoss, images: int) -> tuple[list[tuple[int, ...]], Stri
             channels = ANCHORS * (4 if some('rpn_box') else 1)
         shapes = [(images, channels, *cells) for cells in GRIDS.values()]
         return shapes, tuple((float(y), float(x)) for y, x in GRIDS)
+    if loss.vectors:
+        return [(images, 2 * CHANNELS)], (None,)
     count = 1 if loss.pairs else 2
     return [(images, CHANNELS, *MAP)] * count, ((8.0, 8.0),) * count
 
