@@ -1,7 +1,8 @@
 """IFVD: how the pixels of a class vary around their mean.
 
 Paper: Wang, Zhou, Jiang, Bai, Xu: Intra-class Feature Variation Distillation for Semantic
-    Segmentation. ECCV 2020. https://github.com/YukangWang/IFVD
+    Segmentation. ECCV 2020.
+    https://www.ecva.net/papers/eccv_2020/papers_ECCV/html/230_ECCV_2020_paper.php
 Reads: the decoder before its classifier (`decode.feature`), and for the pixel term beside it the
     logits (`decode.logits`).
 Stages: one.
@@ -15,7 +16,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
@@ -26,6 +26,7 @@ from densekd.core.taps import Place
 from densekd.errors import ShapeError
 from densekd.methods.presets import choose_at, fitting_taps
 from densekd.methods.relation.skd import check_maps, check_places
+from densekd.methods.response.class_logits import nearest_cells
 from densekd.registry import HEADS, LOSSES, PRESETS
 
 
@@ -72,9 +73,7 @@ def ifvd_loss(
         )
     if not student.numel():
         return zero_like_loss(student)
-    size = (student.shape[2], student.shape[3])
-    # As numbers with a point, which are exact up to 2^24 and all that can be resized.
-    small = F.interpolate(labels[:, None].to(student.device).float(), size=size, mode='nearest')
+    small = nearest_cells(labels.to(student.device), student)[:, None]
     present, index = small.flatten(2).unique(return_inverse=True)
     columns = torch.arange(len(present), device=student.device)[:, None]
     member = (index == columns).to(student.dtype)  # (N, K, H*W), K the labels that there are
@@ -127,7 +126,8 @@ class IFVDLoss(DistillLoss):
         if not batch.has('valid') or batch.valid is None:
             return ifvd_loss(student, teacher, batch.labels)
         # Not 255, which may be the number of a class.
-        return ifvd_loss(student, teacher, batch.labels.masked_fill(~batch.valid, -1), -1)
+        labels = batch.labels.long().masked_fill(~batch.valid, -1)
+        return ifvd_loss(student, teacher, labels, -1)
 
 
 @HEADS.register

@@ -21,12 +21,17 @@ from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
-from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
+from densekd.core.head import DistillationHead, DistillLoss
 from densekd.core.ops import zero_like_loss
 from densekd.core.taps import Place
 from densekd.errors import ConfigError, ShapeError
 from densekd.methods.presets import choose_at, fitting_taps
-from densekd.methods.response.kd import SIGMOID_TAPS, check_classes
+from densekd.methods.response.class_logits import (
+    SoftmaxHead,
+    check_logits,
+    refuse_sigmoids,
+    valid_cells,
+)
 from densekd.registry import HEADS, LOSSES, PRESETS
 
 
@@ -122,9 +127,7 @@ def skd_pixelwise_loss(
         >>> skd_pixelwise_loss(torch.zeros(1, 2, 1, 2), torch.zeros(1, 2, 1, 2))  # log 2
         tensor(0.6931)
     """
-    if student.dim() == teacher.dim() == 4:
-        check_classes(student.shape[1], teacher.shape[1], 'skd_pixelwise_loss')
-    check_same_shape(student, teacher, 'skd_pixelwise_loss')
+    check_logits(student, teacher, 'skd_pixelwise_loss')
     check_maps(student, teacher, 'skd_pixelwise_loss')
     inside = _inside(student, valid, 'skd_pixelwise_loss')
     if not student.numel():
@@ -181,14 +184,6 @@ def _inside(x: Tensor, valid: Tensor | None, name: str) -> Tensor | None:
     return valid.to(x.device, torch.bool)[:, None]
 
 
-def _valid_cells(x: Tensor, batch: Batch) -> Tensor | None:
-    """Returns which cells of a map count, by the pixel nearest to each, or None for all."""
-    if not batch.has('valid') or batch.valid is None:
-        return None
-    pixels = batch.valid[:, None].float()
-    return F.interpolate(pixels, size=tuple(x.shape[2:]), mode='nearest')[:, 0] > 0.5
-
-
 @LOSSES.register
 class SKDPairwiseLoss(DistillLoss):
     """`skd_pairwise_loss` as a module.
@@ -227,8 +222,7 @@ class SKDPairwiseLoss(DistillLoss):
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""
-        valid = _valid_cells(student, batch) if student.dim() == 4 else None
-        return skd_pairwise_loss(student, teacher, self.scale, valid)
+        return skd_pairwise_loss(student, teacher, self.scale, valid_cells(student, batch))
 
 
 @LOSSES.register
@@ -251,29 +245,25 @@ class SKDPixelwiseLoss(DistillLoss):
     align = 'to_student'
 
     def bind(self, student: Place, teacher: Place) -> None:
-        """Refuses logits that no softmax over the classes is taken of.
+        """Refuses logits that no softmax over the classes is taken of, and those of no map.
 
         Raises:
             ConfigError: If a place has sigmoid logits.
-            ShapeError: If a tensor is no map, or has one logit a pixel.
+            ShapeError: If a tensor is no map.
         """
+        refuse_sigmoids('SKDPixelwiseLoss', student, teacher)
         for place in (student, teacher):
-            if place.tap.label in SIGMOID_TAPS:
-                raise ConfigError(
-                    f'SKDPixelwiseLoss: {place.tap.label!r} has sigmoids, of which no softmax '
-                    'means anything. Take kd_qfl or binary_kl.'
-                )
             for shape in place.shapes:
-                if len(shape) != 4 or shape[1] == 1:
+                if len(shape) != 4:
                     raise ShapeError(
                         f'SKDPixelwiseLoss: tap {place.tap.label!r} gives {shape}, and the loss '
-                        'takes a softmax over the classes at each pixel, (N, K, H, W) with K > 1.'
+                        'reads the classes of each pixel, (N, K, H, W). Take kd for logits of '
+                        'images or regions.'
                     )
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""
-        valid = _valid_cells(student, batch) if student.dim() == 4 else None
-        return skd_pixelwise_loss(student, teacher, valid)
+        return skd_pixelwise_loss(student, teacher, valid_cells(student, batch))
 
 
 @HEADS.register
@@ -288,7 +278,7 @@ class SKDPairwiseDistillationHead(DistillationHead):
 
 
 @HEADS.register
-class SKDPixelwiseDistillationHead(DistillationHead):
+class SKDPixelwiseDistillationHead(SoftmaxHead):
     """Each pixel's classes, at the authors' weight."""
 
     default_loss: ClassVar[dict[str, Any]] = {'type': 'SKDPixelwiseLoss', 'loss_weight': 10.0}
