@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from densekd.core.batch import FIELDS, Batch
 from densekd.core.head import DistillationHead
+from densekd.core.ops import zero_like_loss
 from densekd.core.schedule import Schedule
-from densekd.core.taps import Tap, Taps, Value
+from densekd.core.taps import Tap, Taps, Value, tensors
 from densekd.errors import ConfigError, DenseKDError
 
 
@@ -25,6 +26,10 @@ class Distiller(nn.Module):
         key: The name of the term, without `distill.loss_`: level and name.
         teachers: Names of the teachers to read; with several, the loss gets a list.
         schedule: How the weight changes.
+        lr_mult: Factor on the learning rate of what the head adds: its connectors.
+
+    Raises:
+        ConfigError: If there is nothing to train with that learning rate, or before the student.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Distiller(nn.Module):
         key: str,
         teachers: Sequence[str] = ('teacher',),
         schedule: Schedule | None = None,
+        lr_mult: float = 1.0,
     ) -> None:
         super().__init__()
         self.head = head
@@ -43,6 +49,21 @@ class Distiller(nn.Module):
         self.key = key
         self.teachers = tuple(teachers)
         self.schedule = schedule or Schedule()
+        self.lr_mult = lr_mult
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        if next(self.parameters(), None) is not None:
+            return
+        for name, given in (
+            ('lr_mult', self.lr_mult != 1.0),
+            ('schedule.connectors_first', self.schedule.connectors_first > 0),
+        ):
+            if given:
+                raise ConfigError(
+                    f'distiller {self.key!r}: {name} is for what a head adds and trains, and this '
+                    'one has nothing of the kind. Leave it out, or give the head a connector.'
+                )
 
     def taps(self, side: str) -> dict[tuple[str, int], Tap]:
         """Returns the taps of one side, `'student'` or `'teacher'`, keyed for `Taps`."""
@@ -61,22 +82,53 @@ class Distiller(nn.Module):
             values += value if isinstance(value, list) else [value]
         return values
 
-    def weight(self, iteration: int, epoch: int) -> float:
-        """Returns the schedule's factor, which does not include the loss's own weight."""
-        return self.schedule(epoch if self.schedule.by == 'epoch' else iteration)
+    def weight(self, iteration: int, epoch: int | None) -> float:
+        """Returns the schedule's factor, which does not include the loss's own weight.
 
-    def forward(self, student: Value, teacher: Value, batch: Batch, factor: float) -> Tensor:
+        Args:
+            iteration: Iterations begun before this one.
+            epoch: Epochs likewise, or None where nobody counts them: a schedule in epochs then
+                stands where it would stay, at 1.
+        """
+        time = epoch if self.schedule.by == 'epoch' else iteration
+        return 1.0 if time is None else self.schedule(time)
+
+    def reaches_student(self, iteration: int, epoch: int | None) -> bool:
+        """Returns whether the gradient goes on to the student, or ends in the connectors."""
+        time = epoch if self.schedule.by == 'epoch' else iteration
+        return time is None or self.schedule.reaches_student(time)
+
+    def forward(
+        self,
+        student: Value,
+        teacher: Value,
+        batch: Batch,
+        factor: float,
+        reaches_student: bool = True,
+    ) -> Tensor:
         """Returns the weighted loss; a message that leaves it names the term.
+
+        Args:
+            student: What was read of the student.
+            teacher: What was read of the teacher.
+            batch: What the loss may know of the batch.
+            factor: The schedule's factor.
+            reaches_student: Whether the student learns from it, too.
 
         Raises:
             DenseKDError: What the head raises, with the term before it.
         """
+        held = tensors(student)
+        if not reaches_student:
+            student = [t.detach() for t in held] if isinstance(student, list) else held[0].detach()
         try:
             loss = self.head(student, teacher, batch)
         except DenseKDError as error:
             raise type(error)(f'distiller {self.key!r}: {error}') from None
         # A factor of 1 is left out: a product would round nothing, but cost a kernel a term.
-        return loss if factor == 1.0 else loss * factor
+        loss = loss if factor == 1.0 else loss * factor
+        # The student stays on the graph: DDP waits for a gradient of every parameter.
+        return loss if reaches_student else loss + zero_like_loss(*held)
 
     def silent(self, device: Any) -> Tensor:
         """Returns a zero on the graph of every own parameter, for a step without a teacher."""

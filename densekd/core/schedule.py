@@ -1,4 +1,4 @@
-"""How a distillation weight changes over training: warm-up, decay, stop."""
+"""How a distillation term changes over training: warm-up, decay, stop, and whom it teaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECAYS = ('linear', 'cosine')
 
 @dataclass(frozen=True)
 class Schedule:
-    """A factor on a loss weight, `warmup(t) * decay(t) * [t < stop]`.
+    """A factor on a loss weight, `warmup(t) * decay(t) * [t < stop]`, and whom the term teaches.
 
     Args:
         by: What `t` counts: `'iter'` (iterations begun, 0 at the first) or `'epoch'` (epochs
@@ -26,6 +26,8 @@ class Schedule:
         begin: Where the decay begins.
         end: Where the decay ends, in the unit of `by`; needed with `decay`.
         stop: From here on the factor is 0, and the teacher is not run.
+        connectors_first: For as long, in the unit of `by`, the term teaches its connectors alone:
+            no gradient of it goes on to the student. The factor is what it is.
 
     Raises:
         ConfigError: If the values contradict each other.
@@ -45,6 +47,7 @@ class Schedule:
     begin: int = 0
     end: int | None = None
     stop: int | None = None
+    connectors_first: int = 0
 
     def __post_init__(self) -> None:
         if self.by not in ('iter', 'epoch'):
@@ -57,8 +60,9 @@ class Schedule:
                 f"schedule: a {self.decay} decay needs 'end' after 'begin' ({self.begin}), "
                 f'but it is {self.end}.'
             )
-        if self.warmup < 0:
-            raise ConfigError(f"schedule: 'warmup' can't be negative, but it is {self.warmup}.")
+        for name in ('warmup', 'connectors_first'):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"schedule: {name!r} can't be negative, but it is {value}.")
 
     def __call__(self, t: int) -> float:
         """Returns the factor at time `t`."""
@@ -72,6 +76,10 @@ class Schedule:
             done = min(max((t - self.begin) / (self.end - self.begin), 0.0), 1.0)
             factor *= 1.0 - done if self.decay == 'linear' else (1 + math.cos(math.pi * done)) / 2
         return factor
+
+    def reaches_student(self, t: int) -> bool:
+        """Returns whether the term sends its gradient to the student at time `t`."""
+        return t >= self.connectors_first
 
 
 def build_schedule(cfg: Any, where: str) -> Schedule:

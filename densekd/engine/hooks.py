@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import IterBasedTrainLoop
 
 from densekd.engine.data_order import mixed, seed_everything
 from densekd.engine.optim import unwrapped
@@ -26,7 +28,7 @@ class DistillHook(Hook):
         """Sets the model's clock."""
         model = unwrapped(runner.model)
         if isinstance(model, DistillModel):
-            model.set_clock(runner.iter, runner.epoch)
+            model.set_clock(runner.iter, epochs_begun(runner))
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Adds all that distillation needs to go on, and drops what could not be read again."""
@@ -59,6 +61,20 @@ def _drop_functions(states: Any) -> None:
         elif isinstance(entry, dict):
             for key in [k for k, v in entry.items() if callable(v)]:
                 del entry[key]
+
+
+def epochs_begun(runner: Any) -> int:
+    """Returns how often a runner's training data were gone through before this iteration.
+
+    A loop that counts iterations calls all of training its first epoch, by which a warm-up of an
+    epoch would never end.
+    """
+    loop = runner.train_loop
+    loader = loop.dataloader
+    if not isinstance(loop, IterBasedTrainLoop) or not hasattr(loader.dataset, '__len__'):
+        return runner.epoch
+    images = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    return runner.iter // max(1, math.ceil(len(loader.dataset) / (images * get_world_size())))
 
 
 @HOOKS.register_module()

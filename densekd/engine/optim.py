@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from torch import nn
 
 from densekd.errors import ConfigError
 from densekd.registry import check_arguments
 from densekd.wrappers.model import DistillModel
 
+# What a distillers' group is marked with: the factor on its learning rate.
+LR_MULT = 'distillers_lr_mult'
+ONE_CYCLE = ('OneCycleLR', 'OneCycleParamScheduler')
+
 
 def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> OptimWrapper:
-    """Builds the student's own optimiser, then adds the distillers' parameters as a group apart.
+    """Builds the student's own optimiser, then adds the distillers' parameters in groups apart.
 
     The student's constructor runs on the bare student: its parameter names carry no prefix, as
     constructors of layer-wise decay expect, and its groups are those of plain training. Gradients
@@ -23,7 +28,8 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     Args:
         model: The model.
         config: The config's `optim_wrapper`. Its key `distillers` may hold `lr_mult` and
-            `decay_mult` for the distillers' group.
+            `decay_mult` for all distillers; a distiller's own `lr_mult` multiplies the first. There
+            is a group for each learning rate.
 
     Raises:
         ConfigError: If `distillers` holds anything else.
@@ -32,23 +38,39 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     own = config.pop('distillers', {})
     check_arguments(_group, {'optimizer': {}, **own}, 'optim_wrapper.distillers')
     wrapper = build_optim_wrapper(model.student, config)
-    parameters = [p for p in model.distillers.parameters() if p.requires_grad]
-    if not parameters:
+    if not any(p.requires_grad for p in model.distillers.parameters()):
         return wrapper
     if isinstance(wrapper, OptimWrapperDict):
         raise ConfigError(
             "optim_wrapper: the student has several optimisers, and the distillers' parameters "
             'belong to none of them. Use distillers without parameters, or one optimiser.'
         )
-    optimizer = config['optimizer']
-    group = {'params': parameters, **_group(optimizer, **own)}
-    if 'param_names' in wrapper.optimizer.param_groups[0]:
-        # Constructors may note names, and torch wants them of all groups or of none.
-        group['param_names'] = [
-            f'distillers.{n}' for n, p in model.distillers.named_parameters() if p.requires_grad
-        ]
-    wrapper.optimizer.add_param_group(group)
-    return clipping_apart(wrapper)
+    # Constructors may note names, and torch wants them of all groups or of none.
+    named = 'param_names' in wrapper.optimizer.param_groups[0]
+    own = {'lr_mult': 1.0, **own}
+    added = _by_lr_mult(model)
+    for lr_mult, parameters in added.items():
+        factors = {**own, 'lr_mult': own['lr_mult'] * lr_mult}
+        group = {'params': list(parameters.values()), **_group(config['optimizer'], **factors)}
+        if named:
+            group['param_names'] = list(parameters)
+        wrapper.optimizer.add_param_group({**group, LR_MULT: factors['lr_mult']})
+    return clipping_apart(wrapper, len(added))
+
+
+def _by_lr_mult(model: DistillModel) -> dict[float, dict[str, nn.Parameter]]:
+    """Returns what the distillers train, by name, under the factor that each asks for."""
+    found: dict[float, dict[str, nn.Parameter]] = {}
+    met: set[int] = set()
+    distillers: Any = model.distillers.items()
+    for key, distiller in distillers:
+        for name, parameter in distiller.named_parameters():
+            # What two distillers share is the first one's.
+            if parameter.requires_grad and id(parameter) not in met:
+                met.add(id(parameter))
+                group = found.setdefault(distiller.lr_mult, {})
+                group[f'distillers.{key}.{name}'] = parameter
+    return found
 
 
 def _group(
@@ -62,17 +84,22 @@ def _group(
     return group
 
 
-def clipping_apart(wrapper: OptimWrapper) -> OptimWrapper:
-    """Makes an optimiser wrapper clip its last group by itself, and the others as without it."""
+def clipping_apart(wrapper: OptimWrapper, count: int = 1) -> OptimWrapper:
+    """Makes an optimiser wrapper clip its last groups by themselves, and the others as without.
+
+    Args:
+        wrapper: The wrapper.
+        count: How many of its groups are clipped apart, together.
+    """
     kind = type(wrapper)
 
     class ClippingApart(kind):  # type: ignore[valid-type, misc]
         def _clip_grad(self) -> None:
             groups = self.optimizer.param_groups
-            last = [p for p in groups[-1]['params'] if p.grad is not None]
+            last = [p for g in groups[-count:] for p in g['params'] if p.grad is not None]
             if last:
                 self.clip_func(last, **self.clip_grad_kwargs)
-            self.optimizer.param_groups = groups[:-1]
+            self.optimizer.param_groups = groups[:-count]
             try:
                 super()._clip_grad()
             finally:
@@ -81,6 +108,29 @@ def clipping_apart(wrapper: OptimWrapper) -> OptimWrapper:
     ClippingApart.__name__ = kind.__name__
     wrapper.__class__ = ClippingApart
     return wrapper
+
+
+def with_own_peaks(scheduler: Any, wrapper: Any) -> Any:
+    """Returns the schedulers of a config in which distillers' groups peak at their own multiples.
+
+    Most schedulers multiply each group's own learning rate. OneCycleLR sets the same peak for all
+    groups, by which a factor would be lost.
+
+    Args:
+        scheduler: A config of a scheduler, or a list of such; anything else is returned as it is.
+        wrapper: The optimiser wrapper.
+    """
+    if isinstance(scheduler, (list, tuple)):
+        return [with_own_peaks(one, wrapper) for one in scheduler]
+    kind = scheduler.get('type') if isinstance(scheduler, Mapping) else None
+    name = kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
+    peak = scheduler.get('eta_max') if name in ONE_CYCLE else None
+    groups = getattr(wrapper, 'param_groups', None)
+    if not isinstance(peak, (int, float)) or groups is None:
+        return scheduler
+    if all(group.get(LR_MULT, 1.0) == 1.0 for group in groups):
+        return scheduler
+    return {**scheduler, 'eta_max': [peak * group.get(LR_MULT, 1.0) for group in groups]}
 
 
 def unwrapped(model: Any) -> Any:

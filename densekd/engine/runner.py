@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from densekd.core.checkpoint import read_checkpoint, unprefixed, weights_in
 from densekd.engine import registry  # noqa: F401  makes densekd.X known to mmengine
 from densekd.engine.data_order import seeded_loader, skip_batches
-from densekd.engine.optim import build_for_distillation, unwrapped
+from densekd.engine.optim import build_for_distillation, unwrapped, with_own_peaks
 from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
@@ -64,6 +64,10 @@ class DistillRunner(Runner):
         if isinstance(optim_wrapper, Mapping) and 'distillers' in optim_wrapper:
             optim_wrapper = {k: v for k, v in optim_wrapper.items() if k != 'distillers'}
         return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Builds the schedulers; a factor on distillers' learning rates stays what it is."""
+        return super().build_param_scheduler(with_own_peaks(scheduler, self.optim_wrapper))
 
     def load_or_resume(self) -> None:
         """Loads or resumes; a resumed run without a checkpoint starts from the beginning."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -98,6 +99,7 @@ class DistillModel(BaseModel):
         self.iteration = 0
         self.epoch = 0
         self._clock_is_set = False
+        self._said_no_epochs = False
         factors = {} if scale_student_loss is None else scale_student_loss
         if not isinstance(factors, Mapping) or not all(
             isinstance(factor, (int, float)) for factor in factors.values()
@@ -326,7 +328,7 @@ class DistillModel(BaseModel):
         return self.student.data_preprocessor
 
     def set_clock(self, iteration: int, epoch: int) -> None:
-        """Tells the model how far training is; without, it counts its own training steps."""
+        """Tells the model how far training is; without, it counts its own steps, and no epochs."""
         self.iteration, self.epoch, self._clock_is_set = iteration, epoch, True
 
     def forward(self, inputs: Any, data_samples: Any = None, mode: str = 'tensor') -> Any:
@@ -353,7 +355,8 @@ class DistillModel(BaseModel):
         Returns:
             The student's own terms as `student.…`, the distillers' as `distill.loss_…`.
         """
-        factors = {d: d.weight(self.iteration, self.epoch) for d in self._distillers}
+        epoch = self._epochs_begun()
+        factors = {d: d.weight(self.iteration, epoch) for d in self._distillers}
         active = [d for d, factor in factors.items() if factor > 0]
         taps = {**self.extra_taps(), **taps_of(active, 'student')}
         with Taps(self.student, taps, student=self.training) as reading, self.capture() as captured:
@@ -367,13 +370,29 @@ class DistillModel(BaseModel):
                 values = [distiller.read('teacher', teachers[name]) for name in distiller.teachers]
                 value = values[0] if len(values) == 1 else values
                 own_batch = self.batch_for(distiller, batch, captured)
-                loss = distiller(student, value, own_batch, factor)
+                reaches = distiller.reaches_student(self.iteration, epoch)
+                loss = distiller(student, value, own_batch, factor, reaches)
             else:
                 loss = distiller.silent(inputs.device)
             losses[f'distill.loss_{distiller.key}'] = loss
         if self.training and not self._clock_is_set:
             self.iteration += 1
         return losses
+
+    def _epochs_begun(self) -> int | None:
+        if self._clock_is_set:
+            return self.epoch
+        # Iterations can be counted here; where an epoch ends, only whoever holds the data knows.
+        if self.training and any(d.schedule.by == 'epoch' for d in self._distillers):
+            if not self._said_no_epochs:
+                print_log(
+                    'schedule: nobody tells the model which epoch it is in, so that schedules in '
+                    'epochs are left out. Train with densekd, or call set_clock(iteration, epoch).',
+                    'current',
+                    logging.WARNING,
+                )
+            self._said_no_epochs = True
+        return None
 
     def _scaled(self, own: Mapping[str, Any]) -> dict[str, Any]:
         losses = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -32,6 +33,7 @@ class Wire:
         head: The head, built but not bound.
         teachers: Names of the teachers that it reads.
         schedule: How its weight changes.
+        lr_mult: Factor on the learning rate of what it adds.
         found: The place of each tap, by side and position, once traced.
     """
 
@@ -42,6 +44,7 @@ class Wire:
     head: DistillationHead
     teachers: tuple[str, ...]
     schedule: Schedule
+    lr_mult: float = 1.0
     found: dict[tuple[str, int], Place] = field(default_factory=dict)
 
     @property
@@ -72,6 +75,7 @@ class Wire:
             term_key(self.student[0].part, name, taken),
             self.teachers,
             self.schedule,
+            self.lr_mult,
         )
 
 
@@ -126,7 +130,17 @@ def parse_wire(
         head,
         names,
         build_schedule(entry.get('schedule'), where),
+        _lr_mult(entry.get('lr_mult', 1.0), where),
     )
+
+
+def _lr_mult(given: Any, where: str) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+        raise ConfigError(
+            f'{where}.lr_mult: a number above 0 is needed, which the learning rate of the '
+            f"head's connectors is multiplied by, not {given!r}."
+        )
+    return float(given)
 
 
 def _parse_taps(cfg: Any, named: Mapping[str, Tap], where: str) -> list[Tap]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,6 +53,41 @@ def test_the_factor_multiplies_it() -> None:
 def test_the_schedule_reads_its_own_clock(by: str, wanted: float) -> None:
     one = distiller(Schedule(by=by, warmup=10))
     assert one.weight(iteration=5, epoch=2) == pytest.approx(wanted)
+
+
+def test_without_epochs_a_schedule_in_epochs_stands_where_it_would_stay() -> None:
+    one = distiller(Schedule(by='epoch', warmup=10, connectors_first=3))
+    assert one.weight(0, None) == 1.0 and one.reaches_student(0, None)
+    assert one.weight(0, 0) == 0.1 and not one.reaches_student(0, 0)
+    other = distiller(Schedule(warmup=10, connectors_first=3))
+    assert other.weight(0, None) == 0.0 and not other.reaches_student(0, None)
+
+
+@pytest.mark.parametrize('many', [False, True])
+def test_a_connector_is_taught_alone(many: bool) -> None:
+    one = distiller(Schedule(connectors_first=1))
+    taps = [torch.full((1, 2), 3.0, requires_grad=True) for _ in range(2)]
+    teacher = torch.ones(1, 2)
+    read = (taps, [teacher, teacher]) if many else (taps[0], teacher)
+    value = one(*read, Batch(), 1.0, one.reaches_student(0, 0))
+    assert value.item() == one(*read, Batch(), 1.0, True).item() > 0
+    value.backward()
+    # A zero, and not nothing: each process of several waits for a gradient.
+    assert all(not t.grad.any() for t in taps[: len(taps) if many else 1])
+    factor = (one.head.stu_connector[0] if many else one.head.stu_connector).factor
+    assert factor.grad.item() != 0
+
+
+@pytest.mark.parametrize(
+    ('more', 'said'),
+    [
+        (dict(lr_mult=10.0), 'lr_mult'),
+        (dict(schedule=Schedule(connectors_first=5)), 'schedule.connectors_first'),
+    ],
+)
+def test_what_is_for_connectors_needs_one(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^distiller 'neck_gap': {said} is for what a head adds"):
+        Distiller(DistillationHead(loss=Gap()), Tap('0'), Tap('0'), 'neck_gap', **more)
 
 
 def test_an_error_in_the_head_names_the_term_and_keeps_its_class() -> None:

@@ -50,6 +50,19 @@ def test_the_three_are_multiplied() -> None:
     assert schedule(8) == 0.0
 
 
+def test_connectors_first_changes_whom_it_teaches_and_not_the_factor() -> None:
+    schedule = Schedule(connectors_first=2)
+    assert [schedule.reaches_student(t) for t in range(4)] == [False, False, True, True]
+    assert {schedule(t) for t in range(4)} == {1.0}
+    assert Schedule().reaches_student(0)
+
+
+@pytest.mark.parametrize('name', ['warmup', 'connectors_first'])
+def test_a_length_is_not_negative(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' can't be negative, but it is -1"):
+        Schedule(**{name: -1})
+
+
 def test_a_config_is_none_a_dict_or_a_schedule() -> None:
     schedule = Schedule(warmup=3)
     assert build_schedule(None, 'here') == Schedule()

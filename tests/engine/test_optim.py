@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from densekd.core.checkpoint import read_checkpoint
-from densekd.engine.optim import build_for_distillation
+from densekd.engine.optim import build_for_distillation, with_own_peaks
 from densekd.engine.run import train
 from densekd.errors import ConfigError
 from densekd.wrappers.build import build_network
@@ -143,6 +143,92 @@ def test_the_distillers_group_has_factors_of_its_own() -> None:
     assert 'distillers' in config, 'the config is not changed'
     with pytest.raises(ConfigError, match="optim_wrapper.distillers: .*'lr_mul'.*lr_mult"):
         build_for_distillation(model, dict(ADAMW, distillers=dict(lr_mul=10.0)))
+
+
+THREE = [
+    dict(entry('backbone.c3.pre_relu', 'OFD'), lr_mult=10.0),
+    entry('backbone.c4.pre_relu', 'OFD'),
+    dict(entry('backbone.c5.pre_relu', 'OFD'), lr_mult=10.0),
+]
+
+
+def test_a_distiller_has_a_learning_rate_of_its_own() -> None:
+    model = distilled(distillers=THREE)
+    config = dict(copy.deepcopy(ADAMW), distillers=dict(lr_mult=0.5))
+    groups = build_for_distillation(model, config).optimizer.param_groups
+    assert [g['lr'] for g in groups] == pytest.approx([2e-3, 1e-2, 1e-3])
+    held = [id(p) for g in groups for p in g['params']]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(p) for p in model.parameters()}
+    first, second, third = (list(d.parameters()) for d in model.distillers.values())
+    assert [id(p) for p in groups[1]['params']] == [id(p) for p in first + third]
+    assert [id(p) for p in groups[2]['params']] == [id(p) for p in second]
+
+
+def test_gradients_of_all_distillers_are_clipped_as_one() -> None:
+    model = distilled(distillers=THREE)
+    wrapper = build_for_distillation(model, ADAMW)
+    student, added = list(model.student.parameters()), list(model.distillers.parameters())
+    for parameters, value in ((student, 1e-4), (added, 100.0)):
+        for parameter in parameters:
+            parameter.grad = torch.full_like(parameter, value)
+    wrapper._clip_grad()
+    assert all((p.grad == 1e-4).all() for p in student)
+    norm = torch.stack([p.grad.norm() for p in added]).norm().item()
+    assert norm == pytest.approx(1.0, rel=1e-3)
+    assert len(wrapper.optimizer.param_groups) == 3
+
+
+SCHEDULERS = {
+    'multi step': dict(type='MultiStepLR', milestones=[2, 4], gamma=0.1),
+    'poly': dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=6),
+    'warm-up': dict(type='LinearLR', start_factor=0.1, begin=0, end=4),
+    'one cycle': dict(type='OneCycleLR', eta_max=0.05, total_steps=6),
+}
+
+
+@pytest.mark.parametrize('name', list(SCHEDULERS))
+def test_the_factor_stays_through_schedulers(name: str) -> None:
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    model = distilled(distillers=THREE)
+    wrapper = build_for_distillation(model, ADAMW)
+    plain = build_optim_wrapper(
+        build_network(retinanet(), 'mmdet', 'student'), copy.deepcopy(ADAMW)
+    )
+    for parameter in [*model.parameters(), *(p for g in plain.param_groups for p in g['params'])]:
+        parameter.grad = torch.zeros_like(parameter)
+    cfg = dict(SCHEDULERS[name], by_epoch=False)
+    schedulers = []
+    for one in (wrapper, plain):
+        (config,) = with_own_peaks([cfg], one)
+        schedulers.append(PARAM_SCHEDULERS.build(dict(config, optimizer=one)))
+    rates = []
+    for _ in range(5):
+        own, high, low = (g['lr'] for g in wrapper.param_groups)
+        assert (high, low) == pytest.approx((10 * own, own))
+        assert own == pytest.approx(plain.param_groups[0]['lr'])
+        rates.append(own)
+        for one, scheduler in zip((wrapper, plain), schedulers, strict=True):
+            one.step()
+            scheduler.step()
+    assert len(set(rates)) > 1
+
+
+def test_a_runner_keeps_the_factor_through_one_cycle(digits: Path, tmp_path: Path) -> None:
+    cfg = digits_config(
+        digits, tmp_path, THREE, epochs=1,
+        param_scheduler=[dict(type='OneCycleLR', eta_max=0.02, total_steps=9, by_epoch=False)],
+    )  # fmt: skip
+    groups = read_checkpoint(train(cfg, preflight=False))['optimizer']['param_groups']
+    assert [g['lr'] / groups[0]['lr'] for g in groups] == pytest.approx([1, 10, 1])
+    assert groups[0]['lr'] < 0.02 < groups[1]['lr']
+
+
+@pytest.mark.parametrize('lr_mult', [0, -1.0, '10', True, float('nan')])
+def test_a_factor_that_is_none_is_refused(lr_mult: Any) -> None:
+    with pytest.raises(ConfigError, match=r'^distillers\[0\].lr_mult: a number above 0'):
+        distilled(distillers=[dict(entry('backbone.c3.pre_relu', 'OFD'), lr_mult=lr_mult)])
 
 
 def test_without_parameters_no_group_is_added() -> None:

@@ -78,6 +78,29 @@ def test_weight_0_is_plain_training(digits: Path, tmp_path: Path) -> None:
     assert [k for k in plain if not torch.equal(plain[k], one[k])]
 
 
+@pytest.mark.parametrize(('iterations', 'begun'), [(5, 1), (6, 2)])
+def test_connectors_have_the_first_epoch_to_themselves(
+    digits: Path, tmp_path: Path, iterations: int, begun: int
+) -> None:
+    """Five batches of four hold the 18 images, in a loop that knows iterations alone."""
+    first = dict(
+        entry('decode.feature', 'OFD', 1e-2),
+        lr_mult=10.0,
+        schedule=dict(by='epoch', connectors_first=1),
+    )
+    saved = {}
+    for name, distillers in (('plain', None), ('beside', [first])):
+        go(masks_config(digits, tmp_path / name, distillers, iterations=iterations))
+        saved[name] = read_checkpoint(tmp_path / name / f'iter_{iterations}.pth')
+    plain, beside = (saved[name]['state_dict'] for name in ('plain', 'beside'))
+    assert all(torch.equal(plain[k], beside[k]) for k in plain) == (begun == 1)
+    assert saved['beside']['densekd']['epoch'] == begun - 1
+    own, added = saved['beside']['optimizer']['param_groups']
+    assert added['initial_lr'] == pytest.approx(10 * own['initial_lr'])
+    moved = saved['beside']['optimizer']['state']
+    assert all(moved[i]['momentum_buffer'].any() for i in added['params'])
+
+
 @pytest.fixture(scope='module', params=['deeplabv3plus', 'cascade'])
 def finished(
     digits: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest

@@ -71,6 +71,16 @@ def test_ofd_on_classifiers_and_segmentors() -> None:
     }
 
 
+@pytest.mark.parametrize('at', ['backbone', 'head'])
+def test_ofd_lets_the_connectors_of_segmentors_go_first_and_faster(at: str) -> None:
+    places = ['backbone.c5.pre_relu', 'decode.aspp', 'decode.feature']
+    for entry in preset('ofd', anatomy('segmentor', places), at):
+        assert entry['lr_mult'] == 10
+        assert entry['schedule'] == {'by': 'epoch', 'connectors_first': 1}
+    for of in (detector(), classifier(STAGES)):
+        assert all(entry.keys().isdisjoint({'lr_mult', 'schedule'}) for entry in preset('ofd', of))
+
+
 def test_ofd_without_norms_counts_its_margins() -> None:
     bare = anatomy('classifier', ['backbone.c3.pre_relu'], norm=False)
     assert preset('ofd', bare)[0]['head']['loss']['margin'] == 'empirical'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -125,6 +126,51 @@ def test_ofd_in_the_decoder_reads_both_places() -> None:
     assert list(distilled(preset='ofd', at='head').distillers) == [
         'head_ofd_aspp',
         'head_ofd_feature',
+    ]
+
+
+def reached(model: DistillSegmentor) -> dict[str, bool]:
+    """Returns, by term, whether one step of it moves the student; its connectors always do."""
+    found = {k: v for k, v in losses(model).items() if k.startswith('distill.')}
+    student, added = list(model.student.parameters()), list(model.distillers.parameters())
+    result = {}
+    for name, value in found.items():
+        to = torch.autograd.grad(value, [*student, *added], retain_graph=True, allow_unused=True)
+        result[name] = any(g is not None and bool(g.any()) for g in to[: len(student)])
+        assert any(g is not None and bool(g.any()) for g in to[len(student) :])
+    return result
+
+
+@pytest.mark.parametrize('at', ['backbone', 'head'])
+def test_ofd_teaches_its_connectors_first(at: str) -> None:
+    model = distilled(preset='ofd', at=at)
+    widths = {
+        key: (conv.weight.shape[1], conv.weight.shape[0])
+        for key, distiller in model.distillers.items()
+        for conv in [distiller.head.stu_connector.layers.conv]
+    }
+    assert at == 'backbone' or set(widths.values()) == {(16, 24)}
+    for iteration, epoch, wanted in ((0, 0, False), (9, 0, False), (10, 1, True)):
+        model.set_clock(iteration, epoch)
+        assert set(reached(model).values()) == {wanted}
+
+
+def test_where_nobody_counts_epochs_the_student_is_taught_and_it_is_said() -> None:
+    from mmengine.logging import MMLogger
+
+    model = distilled(preset='ofd')
+    said: list[str] = []
+    logger = MMLogger.get_current_instance()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        assert all(reached(model).values()) and all(reached(model).values())
+    finally:
+        logger.removeHandler(handler)
+    assert [s for s in said if 'which epoch' in s] == [
+        'schedule: nobody tells the model which epoch it is in, so that schedules in epochs are '
+        'left out. Train with densekd, or call set_clock(iteration, epoch).'
     ]
 
 

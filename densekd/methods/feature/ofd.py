@@ -5,7 +5,7 @@ Paper: Heo, Kim, Yun, Park, Kwak, Choi: A Comprehensive Overhaul of Feature Dist
 Reads: values from before a ReLU: the sum at the end of a residual stage
     (`backbone.cN.pre_relu`), a segmentor's decoder (`decode.aspp`, `decode.feature`), or the
     output of a batch normalisation.
-Stages: one; for segmentors the authors train the connectors alone for an epoch.
+Stages: one; for segmentors the connectors have the first epoch to themselves.
 Tasks: classification, detection, segmentation.
 """
 
@@ -238,6 +238,9 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     for segmentors; no weight is published for detectors, whose maps are larger still, and they
     start at 1e-5 too. In the decoder the authors divide by 1 after the ASPP, by 16 after the last
     convolution.
+
+    For segmentors the connectors have ten times the learning rate, as published, and the first
+    epoch to themselves. The authors let the student rest meanwhile; here it learns its own task.
     """
     base = 1e-3 if anatomy.kind == 'classifier' else 1e-5
     if choose_at('ofd', at, preset.at) == 'backbone':
@@ -254,7 +257,10 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
         if anatomy.teacher[name].norm is None:
             loss['margin'] = 'empirical'
         head = {'type': 'OFDDistillationHead', 'loss': loss, 'name': f'ofd_{short(name)}'}
-        distillers.append({'student_module': name, 'teacher_module': name, 'head': head})
+        entry: dict[str, Any] = {'student_module': name, 'teacher_module': name, 'head': head}
+        if anatomy.kind == 'segmentor':
+            entry.update(lr_mult=10.0, schedule={'by': 'epoch', 'connectors_first': 1})
+        distillers.append(entry)
     return distillers
 
 
