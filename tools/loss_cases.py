@@ -398,6 +398,42 @@ def kd(sizes: Sizes) -> Problem:
     return maps(sizes, sizes.logits, 'KDLoss', formula)
 
 
+@case('DKDLoss', "a segmentor's logits", 3, 'gradient, log h_s, h_t')
+def dkd(sizes: Sizes) -> Problem:
+    """L = tau^2 mean KL(b_t || b_s) + 8 KL(h_t || h_s), at temperature 4, a tenth ignored."""
+    n, classes, h, w = sizes.logits
+    labels = (sizes.uniform(n, h, w) * classes).long()
+    labels = labels.masked_fill(sizes.uniform(n, h, w) < 0.1, 255)
+
+    def formula(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        known = batch.labels != 255
+        true = F.one_hot(batch.labels.clamp(max=classes - 1), classes).movedim(3, 1)
+        p, q = (t / 4).softmax(1), (s / 4).softmax(1)
+        a, b = (p * true).sum(1), (q * true).sum(1)
+        target = a * (a / b).log() + (1 - a) * ((1 - a) / (1 - b)).log()
+        others = [(x / 4 - 1e3 * true).softmax(1) for x in (t, s)]
+        other = (others[0] * ((others[0] + true) / (others[1] + true)).log()).sum(1)
+        return 16 * ((target + 8 * other) * known).sum() / known.sum()
+
+    problem = maps(sizes, sizes.logits, 'DKDLoss', formula)
+    return replace(problem, batch=Batch({'labels': labels}))
+
+
+@case('DISTLoss', "a segmentor's logits", 3, 'gradient, Y_s, Y_t')
+def dist(sizes: Sizes) -> Problem:
+    """L = 2 - mean corr of rows - mean corr of columns, of the probabilities of all pixels."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        rows = [x.softmax(1).movedim(1, 3).flatten(0, 2) for x in (s, t)]
+        found = []
+        for dim in (1, 0):
+            a, b = (y - y.mean(dim, keepdim=True) for y in rows)
+            found.append(((a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim))).mean())
+        return 2 - found[0] - found[1]
+
+    return maps(sizes, sizes.logits, 'DISTLoss', formula)
+
+
 def dense_logits(sizes: Sizes, loss: str, entry: Callable[[Tensor, Tensor], Tensor]) -> Problem:
     """Returns a problem on a RetinaNet's classification logits, summed over entries."""
     student, teacher = pyramid(sizes, RETINA_STRIDES, 9 * sizes.classes)

@@ -59,6 +59,8 @@ from densekd.methods.response.chen2017 import (
     weighted_soft_label_loss,
     weighted_soft_objectness_loss,
 )
+from densekd.methods.response.dist import DISTDistillationHead, DISTLoss, dist_loss
+from densekd.methods.response.dkd import DKDDistillationHead, DKDLoss, dkd_loss
 from densekd.methods.response.kd import (
     KDDistillationHead,
     KDLoss,
@@ -82,6 +84,10 @@ __all__ = [
     'CWDLoss',
     'ChannelConnector',
     'ConvConnector',
+    'DISTDistillationHead',
+    'DISTLoss',
+    'DKDDistillationHead',
+    'DKDLoss',
     'DistillationHead',
     'FGFIDistillationHead',
     'FGFILoss',
@@ -111,6 +117,8 @@ __all__ = [
     'bounded_regression_loss',
     'build',
     'cwd_loss',
+    'dist_loss',
+    'dkd_loss',
     'ensemble_kd_loss',
     'hint_loss',
     'imitation_loss',

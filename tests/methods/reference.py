@@ -193,6 +193,56 @@ def kd(
     return tau**2 * total / count
 
 
+def dkd(
+    student: list[Any],
+    teacher: list[Any],
+    labels: list[int],
+    alpha: float,
+    beta: float,
+    tau: float,
+) -> float:
+    total, count = 0.0, 0
+    for z_s, z_t, y in zip(pixels(student), pixels(teacher), labels, strict=True):
+        if not 0 <= y < len(z_s):
+            continue
+        p, q = softmax(z_t, tau), softmax(z_s, tau)
+        total += alpha * p[y] * math.log(p[y] / q[y])
+        total += alpha * (1 - p[y]) * math.log((1 - p[y]) / (1 - q[y]))
+        others = [softmax([v for k, v in enumerate(z) if k != y], tau) for z in (z_t, z_s)]
+        total += beta * sum(a * math.log(a / b) for a, b in zip(*others, strict=True))
+        count += 1
+    return tau**2 * total / count
+
+
+def correlation(a: list[float], b: list[float]) -> float | None:
+    """Pearson's; None where the second is constant."""
+    centred = [[v - sum(x) / len(x) for v in x] for x in (a, b)]
+    lengths = [math.sqrt(sum(v * v for v in x)) for x in centred]
+    if lengths[1] / math.sqrt(len(b)) < 1e-6:
+        return None
+    return sum(x * y for x, y in zip(*centred, strict=True)) / (lengths[0] * lengths[1])
+
+
+def dist(
+    student: list[Any],
+    teacher: list[Any],
+    beta: float,
+    gamma: float,
+    tau: float,
+    valid: list[bool] | None = None,
+) -> float:
+    rows = []
+    for i, both in enumerate(zip(pixels(student), pixels(teacher), strict=True)):
+        if valid is None or valid[i]:
+            rows.append([softmax(z, tau) for z in both])
+    columns = [[[row[side][k] for row in rows] for side in (0, 1)] for k in range(len(rows[0][0]))]
+    total = 0.0
+    for factor, pairs in ((beta, rows), (gamma, columns)):
+        found = [c for c in (correlation(*pair) for pair in pairs) if c is not None]
+        total += factor * sum(1 - c for c in found) / max(len(found), 1)
+    return tau**2 * total
+
+
 def weighted_soft_label(
     student: list[Any], teacher: list[Any], bg_weight: float, tau: float
 ) -> float:

@@ -23,6 +23,8 @@ from densekd.methods import (
     binary_kl_loss,
     bounded_regression_loss,
     cwd_loss,
+    dist_loss,
+    dkd_loss,
     ensemble_kd_loss,
     hint_loss,
     imitation_loss,
@@ -296,6 +298,37 @@ def test_ensembles(shape: Shape, seed: int, mode: str, count: int) -> None:
     check(
         lambda x: ensemble_kd_loss(x, teachers, 2.0, mode),
         lambda x: reference.kd(x.tolist(), listed, 2.0, mode),
+        s,
+    )
+
+
+@pytest.mark.parametrize('factors', [(1.0, 8.0, 4.0), (1.0, 0.0, 1.0), (0.0, 0.5, 0.7)])
+@sizes(st.one_of(ROWS, MAPS.filter(lambda shape: shape[1] > 1)), (6, 3), (2, 3, 2, 4), (2, 2))
+def test_dkd(shape: Shape, seed: int, factors: tuple[float, float, float]) -> None:
+    s, t = 2 * random(*shape, seed=seed), 2 * random(*shape, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(-1, shape[1], (shape[0], *shape[2:]), generator=generator)
+    labels = labels.masked_fill(random(*labels.shape, seed=seed + 2) > 1, 255)
+    labels.view(-1)[0] = 0  # the mean of nothing is no number to the loops
+    listed = labels.flatten().tolist()
+    check(
+        lambda x: dkd_loss(x, t, labels, *factors),
+        lambda x: reference.dkd(x.tolist(), t.tolist(), listed, *factors),
+        s,
+    )
+
+
+@pytest.mark.parametrize('factors', [(1.0, 1.0, 1.0), (2.0, 0.0, 4.0), (0.0, 0.5, 0.7)])
+@pytest.mark.parametrize('masked', [False, True])
+@sizes(st.one_of(ROWS, MAPS), (6, 3), (2, 3, 2, 4), (1, 4), (3, 2, 1, 2))
+def test_dist(shape: Shape, seed: int, factors: tuple[float, float, float], masked: bool) -> None:
+    s, t = 2 * random(*shape, seed=seed), 2 * random(*shape, seed=seed + 1)
+    valid = random(shape[0], *shape[2:], seed=seed + 2) > -0.5
+    valid.view(-1)[0] = True
+    listed = valid.flatten().tolist() if masked else None
+    check(
+        lambda x: dist_loss(x, t, *factors, valid if masked else None),
+        lambda x: reference.dist(x.tolist(), t.tolist(), *factors, listed),
         s,
     )
 
