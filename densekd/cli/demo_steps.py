@@ -48,18 +48,33 @@ class Run:
         return self.metrics.get('coco/bbox_mAP', 0.0)
 
     @property
+    def headline(self) -> str:
+        """The score that counts, named: mIoU in percent for masks, else mAP."""
+        if 'mIoU' in self.metrics:
+            return f'mIoU {self.metrics["mIoU"]:.1f}'
+        return f'mAP {self.map:.3f}'
+
+    @property
     def ap50(self) -> float:
         """The AP at IoU 0.5."""
         return self.metrics.get('coco/bbox_mAP_50', 0.0)
 
 
-def methods_of(detector: str) -> dict[str, Path]:
-    """Returns the digits config of each method that has one for a detector."""
-    configs, name = configs_folder('demo'), detector.replace('-', '_')
-    return {
-        path.relative_to(configs).parts[1]: path
-        for path in sorted(configs.glob(f'kd/*/detection/{name}/*_digits_teacher_*.py'))
-    }
+def methods_of(model: str, task: str = 'detection') -> dict[str, Path]:
+    """Returns the digits config of each method that has one for a model.
+
+    Where a method has several, each is named with its place as well: `ofd-backbone`, `ofd-head`.
+    """
+    configs, name = configs_folder('demo'), model.replace('-', '_')
+    by_method: dict[str, list[Path]] = {}
+    for path in sorted(configs.glob(f'kd/*/{task}/{name}/*_digits_teacher_*.py')):
+        by_method.setdefault(path.relative_to(configs).parts[1], []).append(path)
+    found = {}
+    for method, paths in by_method.items():
+        for path in paths:
+            place = path.stem.removesuffix('_mimic').rpartition('_')[2]
+            found[method if len(paths) == 1 else f'{method}-{place}'] = path
+    return found
 
 
 def find_recipe(detector: str, method: str) -> Recipe:
@@ -116,7 +131,7 @@ def train_all(
     return [teacher, plain, train_and_score(name, recipe.distilled, out, seed, shown, taught)]
 
 
-def data_options(data: Path) -> dict[str, Any]:
+def data_options(data: Path, task: str = 'detection') -> dict[str, Any]:
     """Returns the overrides that point a digits config to another folder; none if it is its own."""
     from densekd.cli.demo import DEFAULT_DATA
 
@@ -125,7 +140,7 @@ def data_options(data: Path) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for split in ('train', 'val', 'test'):
         options[f'{split}_dataloader.dataset.data_root'] = f'{data}/'
-    for split in ('val', 'test'):
+    for split in ('val', 'test') if task == 'detection' else ():
         options[f'{split}_evaluator.ann_file'] = str(data / f'annotations/instances_{split}.json')
     return options
 
@@ -190,7 +205,7 @@ def train_and_score(
         done['seconds'],
         done['cpu_seconds'],
     )
-    shown.end(f'mAP {result.map:.3f}')
+    shown.end(result.headline)
     return result
 
 
@@ -207,13 +222,12 @@ def _for_the_demo(cfg: Any) -> Any:
 def run_mark(cfg: Any) -> str:
     """Returns a hash of what decides a run's result: config, data and the teacher's file."""
     from densekd.core.checkpoint import file_hash
+    from densekd.datasets.folder import MARKER
     from densekd.engine.run import fingerprint, is_distillation
 
     parts: dict[str, Any] = dict(fingerprint(cfg))
-    root = Path(cfg.test_dataloader.dataset.data_root)
-    for split in ('train', 'test'):
-        path = root / f'annotations/instances_{split}.json'
-        parts[split] = hashlib.sha256(path.read_bytes()).hexdigest()
+    marker = Path(cfg.test_dataloader.dataset.data_root) / MARKER
+    parts['data'] = hashlib.sha256(marker.read_bytes()).hexdigest()
     if is_distillation(cfg) and cfg.model.teacher.get('checkpoint'):
         parts['teacher'] = file_hash(Path(cfg.model.teacher.checkpoint))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

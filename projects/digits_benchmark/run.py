@@ -1,7 +1,7 @@
 """Trains the arms of the digits benchmark over seeds, and writes the table.
 
     python projects/digits_benchmark/run.py --seeds 0 1 2 3 4 --jobs 2
-    python projects/digits_benchmark/run.py --detector faster-rcnn --arms all
+    python projects/digits_benchmark/run.py --model faster-rcnn --arms all
     python projects/digits_benchmark/run.py --split val --arms plain cwd@0.3 cwd cwd@3
 
 Each run is a process of one thread. What is finished is not run again, and what was interrupted
@@ -16,13 +16,49 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-DETECTORS = ('retinanet', 'faster-rcnn')
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model of the benchmark: its configs in configs/digits, and the scores of its table.
+
+    Args:
+        task: What it does, a folder of configs/kd/<method>.
+        student: The plain student's config.
+        teacher: The teacher's.
+        scores: Name in the table and key of the metric; the first one decides.
+        scale: Factor on both, since mmseg reports percent.
+    """
+
+    task: str
+    student: str
+    teacher: str
+    scores: Mapping[str, str]
+    scale: float = 1.0
+
+
+BOXES = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50'}
+SETTINGS = {
+    'retinanet': Setting(
+        'detection', 'retinanet_r18w16_6e_digits', 'retinanet_r18w24_8e_digits', BOXES
+    ),
+    'faster-rcnn': Setting(
+        'detection', 'faster_rcnn_r18w16_6e_digits', 'faster_rcnn_r18w24_8e_digits', BOXES
+    ),
+    'deeplabv3plus': Setting(
+        'segmentation',
+        'deeplabv3plus_r18w16_12e_digits',
+        'deeplabv3plus_r18w32_16e_digits',
+        {'mIoU': 'mIoU', 'mAcc': 'mAcc'},
+        scale=0.01,
+    ),
+}
 # Every other arm is a method, by the name of its folder in configs/kd.
 CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
 DEFAULT_ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
@@ -88,23 +124,30 @@ def train(job: Job, args: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     from densekd.cli.demo_progress import Reporter
-    from densekd.cli.demo_steps import data_options, find_recipe, taught_by, train_and_score
+    from densekd.cli.demo_steps import data_options, methods_of, taught_by, train_and_score
+    from densekd.cli.options import configs_folder
 
+    setting = SETTINGS[args.model]
+    plain = configs_folder('demo') / 'digits' / f'{setting.student}.py'
+    wide = plain.with_name(f'{setting.teacher}.py')
     method = args.control_method if job.arm in CONTROLS else job.method
-    recipe = find_recipe(args.detector, method)
-    options = {**data_options(args.data), **scored_on(args.split, args.data)}
-    options.update(json.loads(args.options))
-    config = recipe.plain
+    distilled = methods_of(args.model, setting.task)[method]
+    options = {
+        **data_options(args.data, setting.task),
+        **scored_on(args.split, args.data, setting.task),
+        **json.loads(args.options),
+    }
+    config = plain
     if job.arm == 'teacher':
-        config = recipe.teacher
+        config = wide
     elif job.arm in ('equal-time', 'long-schedule'):
         epochs = args.equal_epochs if job.arm == 'equal-time' else args.long_epochs
-        options.update(longer(recipe.plain, epochs))
+        options.update(longer(plain, epochs))
     elif job.arm == 'untrained-teacher':
-        config = recipe.distilled
-        options.update(taught_by(untrained(recipe.teacher, args.work_dir, job.seed), job.seed))
+        config = distilled
+        options.update(taught_by(untrained(wide, args.work_dir, job.seed), job.seed))
     elif job.arm != 'plain':
-        config = recipe.distilled
+        config = distilled
         teacher = teacher_of(job, args.teacher_seed)
         folder = args.work_dir / str(teacher)
         name = json.loads((folder / 'result.json').read_text())['checkpoint']
@@ -115,8 +158,11 @@ def train(job: Job, args: argparse.Namespace) -> None:
     train_and_score(str(job), config, args.work_dir, job.seed, Reporter(sys.stdout), options)
 
 
-def scored_on(split: str, data: Path) -> dict[str, Any]:
+def scored_on(split: str, data: Path, task: str) -> dict[str, Any]:
     """Returns the overrides that score a run on another split than `test`."""
+    if task == 'segmentation':
+        folders = {'img_path': split, 'seg_map_path': f'masks/{split}'}
+        return {'test_dataloader.dataset.data_prefix': folders}
     return {
         'test_dataloader.dataset.ann_file': f'annotations/instances_{split}.json',
         'test_dataloader.dataset.data_prefix.img': f'{split}/',
@@ -154,7 +200,7 @@ def longer(config: Path, epochs: int) -> dict[str, Any]:
 
 
 def untrained(config: Path, work_dir: Path, seed: int) -> Path:
-    """Returns a checkpoint of the teacher as it is before its first step, initialised by mmdet."""
+    """Returns a checkpoint of the teacher as it is before its first step."""
     import torch
 
     from densekd.engine import load_config
@@ -163,7 +209,8 @@ def untrained(config: Path, work_dir: Path, seed: int) -> Path:
     path = work_dir / f'untrained_s{seed}.pth'
     if not path.is_file():
         torch.manual_seed(seed)
-        model = build_network(load_config(config).model.to_dict(), 'mmdet', 'untrained teacher')
+        cfg = load_config(config)
+        model = build_network(cfg.model.to_dict(), cfg.default_scope, 'untrained teacher')
         model.init_weights()
         torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
     return path
@@ -199,7 +246,7 @@ def start(job: Job, args: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Starts a job in a process of one thread."""
     command = [sys.executable, str(HERE / 'run.py'), '--one', job.arm, str(job.seed)]
     command += ['--work-dir', str(args.work_dir), '--data', str(args.data)]
-    command += ['--detector', args.detector, '--control-method', args.control_method]
+    command += ['--model', args.model, '--control-method', args.control_method]
     command += ['--equal-epochs', str(args.equal_epochs), '--long-epochs', str(args.long_epochs)]
     command += ['--split', args.split, '--options', args.options]
     if args.teacher_seed is not None:
@@ -220,7 +267,7 @@ def finished(work_dir: Path) -> Iterator[tuple[Job, dict[str, Any]]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing, and writes what there is."""
     parser = argparse.ArgumentParser(description='The digits benchmark.')
-    parser.add_argument('--detector', choices=DETECTORS, default=DETECTORS[0])
+    parser.add_argument('--model', choices=list(SETTINGS), default='retinanet')
     parser.add_argument('--seeds', type=int, nargs='+', help='0 to 4; for val 100 and 101')
     parser.add_argument(
         '--split', choices=list(SEEDS), default='test', help='scored on; val is for tuning'
@@ -256,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from densekd.datasets import make_digits
     from densekd.errors import did_you_mean
 
-    methods = methods_of(args.detector)
+    methods = methods_of(args.model, SETTINGS[args.model].task)
     if 'all' in args.arms:
         args.arms = [*CONTROLS, *methods]
     for arm in args.arms:
@@ -265,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f'--arms: {arm!r}: a factor above 0 follows the @, on a method.')
         if name not in (*CONTROLS, *methods):
             hint = did_you_mean(arm, [*CONTROLS, *methods])
-            parser.error(f'--arms: there is no {arm!r} for {args.detector}. {hint}')
+            parser.error(f'--arms: there is no {arm!r} for {args.model}. {hint}')
     args.work_dir.mkdir(parents=True, exist_ok=True)
     make_digits(args.data)
     taught = [arm for arm in args.arms if arm not in CONTROLS]
@@ -277,8 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def named(args: argparse.Namespace) -> str:
-    """Returns what the results of a detector on a split are called."""
-    return args.detector if args.split == 'test' else f'{args.detector}_{args.split}'
+    """Returns what the results of a model on a split are called."""
+    return args.model if args.split == 'test' else f'{args.model}_{args.split}'
 
 
 def is_positive(text: str) -> bool:
@@ -293,18 +340,23 @@ def write(args: argparse.Namespace) -> None:
     """Writes the results of what is finished: figures, table, plot and logs."""
     import table
 
+    setting = SETTINGS[args.model]
     runs = [
         {
             'arm': job.arm,
             'seed': job.seed,
-            'mAP': result['metrics'].get('coco/bbox_mAP', 0.0),
-            'AP50': result['metrics'].get('coco/bbox_mAP_50', 0.0),
+            # A detector that finds nothing at all is given no metrics.
+            **{
+                label: round(setting.scale * result['metrics'].get(key, 0.0), 4)
+                for label, key in setting.scores.items()
+            },
             'cpu_seconds': round(result['cpu_seconds'], 1),
         }
         for job, result in finished(args.work_dir)
     ]
     settings = {
-        'detector': args.detector,
+        'model': args.model,
+        'scores': list(setting.scores),
         'split': args.split,
         'teacher_seed': args.teacher_seed,
         'equal_epochs': args.equal_epochs,

@@ -15,12 +15,18 @@ from densekd.cli.demo_score import gap_recovered, percent
 CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
 
 
-def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarise(
+    runs: Sequence[Mapping[str, Any]], scores: Sequence[str] = ('mAP', 'AP50')
+) -> list[dict[str, Any]]:
     """Returns a row an arm: mean, spread, values by seed, wins, and the share of the gap recovered.
 
     The share is that of the means: a mean of shares would be ruled by the seed whose gap is the
     smallest. An arm wins at a seed where it is above the plain student of that seed; its gain is
     the mean of these differences, with half the width of its 95% interval (Student's t).
+
+    Args:
+        runs: What each run scored.
+        scores: The names of the score that counts, and of a second one.
 
     Example:
         >>> runs = [
@@ -36,18 +42,19 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         >>> row['arm'], row['mean'], round(row['gap_recovered'], 2), row['wins']
         ('pkd', 0.4, 0.6, 2)
     """
+    score, second = scores
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
     for run in runs:
         by_arm.setdefault(run['arm'], {})[run['seed']] = run
     means = {
-        arm: statistics.fmean(run['mAP'] for run in of_arm.values())
+        arm: statistics.fmean(run[score] for run in of_arm.values())
         for arm, of_arm in by_arm.items()
     }
     rows = []
     for arm in sorted(by_arm, key=lambda arm: _place(arm, means[arm])):
         of_arm = by_arm[arm]
-        values = {seed: of_arm[seed]['mAP'] for seed in sorted(of_arm)}
-        plain = {seed: run['mAP'] for seed, run in by_arm.get('plain', {}).items()}
+        values = {seed: of_arm[seed][score] for seed in sorted(of_arm)}
+        plain = {seed: run[score] for seed, run in by_arm.get('plain', {}).items()}
         differences = [values[s] - plain[s] for s in values if s in plain and arm != 'plain']
         share = math.nan
         if {'teacher', 'plain'} <= means.keys() and arm not in ('teacher', 'plain'):
@@ -57,7 +64,7 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 'arm': arm,
                 'mean': means[arm],
                 'sd': statistics.stdev(values.values()) if len(values) > 1 else None,
-                'AP50': statistics.fmean(run['AP50'] for run in of_arm.values()),
+                second: statistics.fmean(run[second] for run in of_arm.values()),
                 'values': values,
                 'wins': sum(difference > 0 for difference in differences),
                 'gain': statistics.fmean(differences) if differences else None,
@@ -88,10 +95,10 @@ def half_width(differences: Sequence[float]) -> float | None:
     return float(t.ppf(0.975, len(differences) - 1)) * spread
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str] = ('mAP', 'AP50')) -> str:
     """Returns the table as Markdown."""
     seeds = sorted({seed for row in rows for seed in row['values']})
-    head = ['arm', 'mAP', 'sd', *(f'seed {s}' for s in seeds), 'AP50', 'gap recovered']
+    head = ['arm', scores[0], 'sd', *(f'seed {s}' for s in seeds), scores[1], 'gap recovered']
     head += ['above plain', 'gain over plain (95%)', 'CPU s a run']
     lines = [' | '.join(['', *head, '']).strip(), '|' + '---|' * len(head)]
     for row in rows:
@@ -103,7 +110,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             f'{row["mean"]:.3f}',
             '' if row['sd'] is None else f'{row["sd"]:.3f}',
             *values,
-            f'{row["AP50"]:.3f}',
+            f'{row[scores[1]]:.3f}',
             '' if share is None else percent(share),
             f'{row["wins"]} of {len(row["values"])}' if compared else '',
             gain(row) if compared else '',
@@ -129,16 +136,16 @@ def gain(row: Mapping[str, Any]) -> str:
 def write_results(
     runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], folder: Path, name: str
 ) -> None:
-    """Writes the figures, the table and the plot of a detector: its name with json, md and png."""
+    """Writes the figures, the table and the plot of a model: its name with json, md and png."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = summarise(runs)
+    rows = summarise(runs, settings['scores'])
     content = {**settings, 'arms': rows, 'runs': list(runs)}
     (folder / f'{name}.json').write_text(json.dumps(content, indent=1) + '\n')
-    (folder / f'{name}.md').write_text(markdown(rows))
-    draw(rows, folder / f'{name}.png', settings['split'])
+    (folder / f'{name}.md').write_text(markdown(rows, settings['scores']))
+    draw(rows, folder / f'{name}.png', f'{settings["scores"][0]} on the {settings["split"]} split')
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path, split: str) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, label: str) -> None:
     """Draws each run as a point and each arm's mean as a line."""
     import matplotlib
 
@@ -152,7 +159,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, split: str) -> None:
         axis.scatter([i] * len(values), values, s=18, alpha=0.7)
         axis.hlines(row['mean'], i - 0.25, i + 0.25, color='black', lw=1.5)
     axis.set_xticks(range(len(rows)), [row['arm'] for row in rows])
-    axis.set_ylabel(f'mAP on the {split} split')
+    axis.set_ylabel(label)
     axis.set_title('Each point is a seed, each bar a mean')
     axis.grid(axis='y', alpha=0.3)
     figure.savefig(path, dpi=120)

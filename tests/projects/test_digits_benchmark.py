@@ -107,8 +107,10 @@ def test_the_factor_multiplies_every_loss_once():
 
 def test_what_is_tuned_and_what_is_reported_share_neither_scenes_nor_seeds(tmp_path):
     assert not set(bench.SEEDS['val']) & set(bench.SEEDS['test'])
-    options = bench.scored_on('val', tmp_path)
-    assert all('test' not in str(value).replace(str(tmp_path), '') for value in options.values())
+    for task in ('detection', 'segmentation'):
+        options = bench.scored_on('val', tmp_path, task)
+        values = [str(value).replace(str(tmp_path), '') for value in options.values()]
+        assert values and not any('test' in value for value in values)
 
 
 def test_an_arm_that_is_no_method_is_refused(capsys):
@@ -131,7 +133,12 @@ def test_no_gap_is_no_number():
 
 
 def test_the_table_has_a_row_an_arm_and_a_cell_a_column(tmp_path):
-    table.write_results(runs(VALUES), {'equal_epochs': 12, 'split': 'test'}, tmp_path, 'retinanet')
+    table.write_results(
+        runs(VALUES),
+        {'equal_epochs': 12, 'split': 'test', 'scores': ['mAP', 'AP50']},
+        tmp_path,
+        'retinanet',
+    )
     lines = (tmp_path / 'retinanet.md').read_text().splitlines()
     assert len(lines) == 2 + len(VALUES)
     assert len({line.count('|') for line in lines}) == 1
