@@ -10,6 +10,7 @@ __version__ = '0.1.0'
 
 # A config says type='densekd.DistillDetector'; what that needs is imported when it is asked for.
 _LAZY = {
+    'DistillClassifier': 'densekd.wrappers.classifier',
     'DistillDetector': 'densekd.wrappers.detector',
     'DistillSegmentor': 'densekd.wrappers.segmentor',
 }

@@ -60,7 +60,10 @@ class Teacher:
             module.training = False
 
     def speed_up(
-        self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module, Tensor], Any]
+        self,
+        taps: Mapping[Any, Tap],
+        forward: Callable[[nn.Module, Tensor], Any],
+        size: tuple[int, int] = (128, 192),
     ) -> None:
         """Makes the network faster without changing what its taps read beyond rounding.
 
@@ -70,10 +73,11 @@ class Teacher:
         Args:
             taps: All places that are ever read, by any key.
             forward: Runs the part of the network that holds them on images (1, 3, H, W).
+            size: Height and width of the image that the outcome is compared on.
         """
         device = self._device
         generator = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, 128, 192, generator=generator).to(device)
+        image = torch.randn(1, 3, *size, generator=generator).to(device)
 
         def read(model: nn.Module) -> list[Tensor]:
             with Taps(model, taps) as reading:

@@ -36,7 +36,7 @@ def model_config(source: Any, who: str) -> Any:
     model = config.get('model')
     if not isinstance(model, Mapping) or 'type' not in model:
         raise ConfigError(f'{who}: the config {_label(source)} has no model.')
-    if str(model['type']).startswith('densekd.'):
+    if str(model['type']).startswith('densekd.Distill'):
         # The student of a student: a distillation config named where a plain one is meant.
         return model_config(model.get('student'), who)
     return plain(model)
@@ -88,6 +88,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _register(scope: str) -> None:
+    from densekd import registry
+
+    registry.MODELS  # noqa: B018  makes densekd.X known to mmengine
     try:
         if scope == 'mmdet':
             import mmdet.models  # noqa: F401  registers what it holds

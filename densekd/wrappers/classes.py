@@ -116,10 +116,10 @@ def with_columns(
     for name, tap in taps.items():
         head = _class_head(model, tap)
         if head is not None and name.endswith('logits'):
-            rows = tap.path.startswith('roi_head')
+            regions = tap.path.startswith('roi_head')
             columns = getattr(head, 'cls_out_channels', None)
-            background = rows or columns == head.num_classes + 1
-            form = 'rows' if rows else 'dense'
+            background = regions or columns == head.num_classes + 1
+            form = 'rows' if regions or name == 'logits' else 'dense'
             tap = replace(tap, columns=Columns(form, head.num_classes, shared, background))
         elif head is not None and side == 'teacher':
             # Deltas of the true class are looked up by the student's labels.
@@ -136,7 +136,8 @@ def _class_head(model: nn.Module, tap: Tap) -> Any:
         head: Any = model.get_submodule(tap.path.removesuffix('.conv_seg'))
         # One logit for two classes is a sigmoid's.
         return head if head.out_channels == head.num_classes else None
-    logits = part in ('head', 'roi') and what.endswith('cls_logits')
+    named = part in ('head', 'roi') and what.endswith('cls_logits')
+    logits = named or tap.name == 'logits'
     deltas = part == 'roi' and what.endswith('bbox_deltas')
     if not logits and not deltas:
         return None

@@ -17,6 +17,7 @@ from densekd.core.batch import Batch
 from densekd.core.distiller import Distiller, check_needs
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps
+from densekd.core.trace import TRACE_SIZE
 from densekd.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from densekd.registry import PRESETS
 from densekd.wrappers.build import build_network, build_teachers, check_distillers, model_config
@@ -67,6 +68,8 @@ class DistillModel(BaseModel):
     """
 
     scope: ClassVar[str] = 'mmengine'
+    # Height and width of the image that taps are looked for with.
+    trace_size: ClassVar[tuple[int, int]] = TRACE_SIZE
 
     def __init__(
         self,
@@ -215,7 +218,7 @@ class DistillModel(BaseModel):
         for wire in wires:
             for name in wire.teachers:
                 refuse_disjoint(matches[name], [*wire.student, *wire.teacher], wire.where)
-        find_places(wires, self.student, self.teachers, self.forward_parts)
+        find_places(wires, self.student, self.teachers, self.forward_parts, self.trace_size)
         places: dict[str, tuple[Place, Place]] = {}
         for i, wire in enumerate(wires):
             with private_rng(self.seed + 1000 + i):
@@ -229,7 +232,12 @@ class DistillModel(BaseModel):
         for name, teacher in self.teachers.items():
             taps = taps_of([d for d in self._distillers if name in d.teachers], 'teacher')
             parts = parts_of(taps)
-            teacher.speed_up(taps, lambda m, x, parts=parts: self.forward_parts(m, x, parts))
+            height, width = self.trace_size
+            teacher.speed_up(
+                taps,
+                lambda m, x, parts=parts: self.forward_parts(m, x, parts),
+                (height // 2, width // 2),
+            )
 
     def _named_by_class(
         self, models: Mapping[str, nn.Module]

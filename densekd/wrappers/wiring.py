@@ -16,7 +16,7 @@ from densekd.core.head import DistillationHead
 from densekd.core.schedule import Schedule, build_schedule
 from densekd.core.taps import Place, Tap, parse_tap, resolve
 from densekd.core.teacher import Teacher
-from densekd.core.trace import trace
+from densekd.core.trace import TRACE_SIZE, trace
 from densekd.errors import ConfigError, ShapeError, did_you_mean
 from densekd.wrappers.regions import check_stages
 
@@ -179,6 +179,7 @@ def find_places(
     student: nn.Module,
     teachers: Mapping[str, Teacher],
     forward: Callable[[nn.Module, Any, frozenset[str]], Any],
+    size: tuple[int, int] = TRACE_SIZE,
 ) -> None:
     """Traces each network once and notes the place of every tap.
 
@@ -187,6 +188,7 @@ def find_places(
         student: The student.
         teachers: The teachers, by name.
         forward: Runs the part of a network that holds places in the given parts, on images.
+        size: Height and width of the image.
 
     Raises:
         TapError: If a place never runs.
@@ -201,7 +203,7 @@ def find_places(
             for i, tap in enumerate(getattr(wire, side))
         }
         parts = parts_of(taps)
-        places = trace(model, taps, partial(_run, forward, parts))
+        places = trace(model, taps, partial(_run, forward, parts), size)
         for (number, i), place in places.items():
             # Of several teachers the first is the one that connectors are made for.
             mine[number].found.setdefault((side, i), place)

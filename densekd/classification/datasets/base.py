@@ -1,0 +1,75 @@
+"""What the data sets of labelled images share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+
+from densekd.classification.datasets.fraction import stratified
+from densekd.errors import DataError
+
+
+class LabelledImages(BaseDataset):
+    """Images with a class each.
+
+    Args:
+        data_root: Where the data is.
+        pipeline: The steps from a file or an array to a tensor.
+        fraction: The share of each class that is used, drawn once and for all.
+        fraction_seed: Of that choice.
+        metainfo: `dict(classes=…)` names the classes.
+        indices: How many images to keep, or which.
+        test_mode: Whether it is for scoring.
+        lazy_init: Whether nothing is read yet.
+    """
+
+    def __init__(
+        self,
+        data_root: str = '',
+        pipeline: Sequence[Any] = (),
+        fraction: float = 1.0,
+        fraction_seed: int = 0,
+        metainfo: Mapping[str, Any] | None = None,
+        indices: int | Sequence[int] | None = None,
+        test_mode: bool = False,
+        lazy_init: bool = False,
+    ) -> None:
+        self.fraction, self.fraction_seed = fraction, fraction_seed
+        steps: list[dict[str, Any] | Callable[..., Any]] = list(pipeline)
+        super().__init__(
+            metainfo=metainfo,
+            data_root=data_root,
+            data_prefix={},
+            indices=indices,
+            pipeline=steps,
+            test_mode=test_mode,
+            lazy_init=lazy_init,
+        )
+
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Returns the fraction of the images, whose labels are all classes.
+
+        Raises:
+            DataError: If there are no images, a label is out of range, or a class is left empty.
+        """
+        labels = [int(info['gt_label']) for info in self.data_list]
+        names = self._metainfo.get('classes') or ()
+        if not labels:
+            raise DataError(f'{self.data_root}: there are no images.')
+        for info, label in zip(self.data_list, labels, strict=True):
+            if label < 0 or (names and label >= len(names)):
+                where = info.get('img_path', self.data_root)
+                raise DataError(
+                    f'{where}: the label is {label}, and there are {len(names)} classes: 0 to '
+                    f'{len(names) - 1}.'
+                )
+        if self.fraction == 1:
+            return self.data_list
+        chosen = stratified(labels, self.fraction, self.fraction_seed, names, str(self.data_root))
+        return [self.data_list[i] for i in chosen]
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Returns the class of an image, for samplers that balance classes."""
+        return [int(self.get_data_info(idx)['gt_label'])]

@@ -1,0 +1,97 @@
+"""Batches of images: stacked, normalised, and mixed where the config says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.model import ImgDataPreprocessor
+from torch import Tensor
+
+from densekd.classification.classifier import targets
+from densekd.classification.mixing import cutmix, mixup, shares_of
+from densekd.errors import ConfigError, DataError
+
+
+class ImagePreprocessor(ImgDataPreprocessor):
+    """Stacks images of one size, normalises them, and mixes them while training.
+
+    Args:
+        mean: Mean of each channel, of values from 0 to 255, in the order of the images (RGB).
+        std: Deviation of each channel.
+        mixup: Alpha of mixup; 0 is none.
+        cutmix: Alpha of CutMix; 0 is none. With both, one of them is drawn for each batch.
+        mix_prob: How often a batch is mixed.
+        num_classes: Needed for mixing.
+
+    Raises:
+        ConfigError: If images are to be mixed and the number of classes is not given.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_prob: float = 1.0,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(mean, std)
+        if (mixup or cutmix) and not num_classes:
+            raise ConfigError('data_preprocessor: to mix images, give num_classes.')
+        if min(mixup, cutmix) < 0 or not 0 <= mix_prob <= 1:
+            raise ConfigError(
+                'data_preprocessor: mixup and cutmix are 0 or more, and mix_prob is from 0 to 1.'
+            )
+        self.mixup, self.cutmix, self.mix_prob = mixup, cutmix, mix_prob
+        self.num_classes = num_classes
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training sees shares of classes and no labels."""
+        return bool((self.mixup or self.cutmix) and self.mix_prob)
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Returns the batch as the model takes it.
+
+        Raises:
+            DataError: If the images have unlike sizes.
+        """
+        data = dict(self.cast_data(data))
+        data.setdefault('data_samples', None)
+        images = self._stacked(data['inputs']).float()
+        if self._enable_normalize:
+            images = (images - self.mean) / self.std
+        if training and self.mixes and data['data_samples']:
+            images = self._mixed(images, data['data_samples'])
+        data['inputs'] = images
+        return data
+
+    def _stacked(self, images: Any) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
+        sizes = {tuple(image.shape[-2:]) for image in images}
+        if len(sizes) > 1:
+            some = ' and '.join('x'.join(map(str, size)) for size in sorted(sizes)[:2])
+            raise DataError(
+                f'the images of a batch have unlike sizes ({some}). Let the pipeline end with '
+                'RandomResizedCrop, CenterCrop or PadCrop.'
+            )
+        return torch.stack(list(images))
+
+    def _mixed(self, images: Tensor, samples: Sequence[Any]) -> Tensor:
+        shares = shares_of(targets(samples, images.device), self.num_classes or 0)
+        # Drawn even if they go unused, so that what follows does not depend on the outcome.
+        draw, choice = np.random.random(2)
+        if draw < self.mix_prob:
+            both = self.mixup and self.cutmix
+            if self.mixup and (not both or choice < 0.5):
+                images, shares = mixup(images, shares, self.mixup)
+            else:
+                images, shares = cutmix(images, shares, self.cutmix)
+        for sample, share in zip(samples, shares, strict=True):
+            sample.set_field(share, 'gt_score')
+        return images

@@ -1,0 +1,92 @@
+"""Classifiers beside their teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from densekd.core.taps import Tap, Taps
+from densekd.errors import ConfigError
+from densekd.wrappers.classifier_taps import classifier_forward, classifier_taps
+from densekd.wrappers.model import DistillModel
+from densekd.wrappers.named_taps import frozen_taps
+from densekd.wrappers.views import teacher_view
+
+
+class DistillClassifier(DistillModel):
+    """Trains a classifier while distillers compare it with frozen teachers.
+
+    See `DistillModel` for the arguments.
+
+    Example:
+        >>> from densekd.wrappers.classifier import DistillClassifier
+        >>> DistillClassifier.scope
+        'mmengine'
+    """
+
+    scope = 'mmengine'
+    # Their maps are as large as their images, and strides reach 32 at most.
+    trace_size: ClassVar[tuple[int, int]] = (64, 96)
+
+    def named_taps(self, model: Any) -> dict[str, Tap]:
+        """Returns the named taps of a classifier."""
+        return classifier_taps(model)
+
+    def frozen_taps(self, model: Any, taps: dict[str, Tap]) -> frozenset[str]:
+        """Returns the names of the taps in frozen stages."""
+        return frozen_taps(model, taps)
+
+    def kind(self, model: Any) -> str:
+        """Returns `'classifier'`."""
+        return 'classifier'
+
+    def forward_parts(
+        self,
+        model: Any,
+        inputs: Tensor,
+        parts: frozenset[str] | None,
+        captured: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Runs the backbone, the pooling or the head, no further than `parts` need."""
+        classifier_forward(model, inputs, parts)
+
+    def teacher_view(self, teacher: Any, inputs: Tensor, data_samples: Any) -> Tensor:
+        """Returns the batch normalised as the teacher was trained to see it."""
+        whole = (inputs.shape[-2], inputs.shape[-1])
+        sizes = [whole] * len(inputs)
+        return teacher_view(self.data_preprocessor, teacher.data_preprocessor, inputs, sizes)
+
+    def offered(self) -> tuple[str, ...]:
+        """Returns the fields of the batch that a classifier gives."""
+        return ('inputs', 'iteration', 'seed', 'labels')
+
+    def check_rows(self) -> None:
+        """Refuses losses that need the one class of an image where images are mixed.
+
+        Raises:
+            ConfigError: Naming the loss.
+        """
+        if not getattr(self.data_preprocessor, 'mixes', False):
+            return
+        for distiller in self._distillers:
+            if 'labels' in distiller.head.needs:
+                raise ConfigError(
+                    f'distiller {distiller.key!r}: {type(distiller.head.loss).__name__} needs '
+                    "labels, and the student's data_preprocessor mixes images (mixup, cutmix), "
+                    'which then have no one class. Leave the mixing out, or take a loss without '
+                    'labels, such as KDLoss.'
+                )
+
+    def fields(
+        self, inputs: Tensor, data_samples: Any, reading: Taps, captured: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Returns labels (N,), computed when they are asked for."""
+
+        def labels() -> Tensor:
+            found = [int(sample.gt_label) for sample in data_samples]
+            return torch.as_tensor(found, device=inputs.device)
+
+        return {'labels': labels}
