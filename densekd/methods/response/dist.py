@@ -105,8 +105,10 @@ def _uncorrelated(s: Tensor, t: Tensor, dim: int) -> Tensor:
     s = (s - mean) / mean.detach().clamp(min=torch.finfo(s.dtype).tiny)
     t = t - t.mean(dim, keepdim=True)
     varies = t.square().sum(dim) > CONSTANT**2 * count
-    same = l2n(s, dim, tiny=CONSTANT**2 * count) * l2n(t, dim)
-    return masked_mean(1 - same.sum(dim), varies)
+    s, t = l2n(s, dim, tiny=CONSTANT**2 * count), l2n(t, dim)
+    # 1 - s.t of unit vectors, but exact where they agree, and never below 0.
+    gap = 0.5 * (s - t).square().sum(dim)
+    return masked_mean(torch.where(s.detach().any(dim), gap, 1.0), varies)
 
 
 @LOSSES.register
