@@ -33,6 +33,8 @@ class Sizes:
         fpn: A level of a neck.
         c5: The last stage of a ResNet-50.
         logits: A segmentor's, at the stride of its head.
+        vectors: A batch of images before a ResNet-50's classifier.
+        stages: A batch of images after each stage of a ResNet-50 for 224x224.
         image: Height and width that pyramids of maps belong to.
         images: Images of those pyramids.
         channels: Channels of a neck's pyramid.
@@ -46,6 +48,13 @@ class Sizes:
     fpn: tuple[int, ...] = (2, 256, 100, 168)
     c5: tuple[int, ...] = (2, 2048, 25, 42)
     logits: tuple[int, ...] = (4, 21, 128, 128)
+    vectors: tuple[int, ...] = (64, 2048)
+    stages: tuple[tuple[int, ...], ...] = (
+        (64, 256, 56, 56),
+        (64, 512, 28, 28),
+        (64, 1024, 14, 14),
+        (64, 2048, 7, 7),
+    )
     image: tuple[int, int] = (800, 1344)
     images: int = 1
     channels: int = 256
@@ -73,6 +82,8 @@ SMALL = Sizes(
     fpn=(2, 4, 5, 7),
     c5=(2, 6, 3, 4),
     logits=(2, 5, 4, 6),
+    vectors=(6, 5),
+    stages=((4, 2, 6, 8), (4, 3, 3, 4), (4, 4, 2, 2), (4, 5, 1, 2)),
     image=(64, 96),
     images=2,
     channels=3,
@@ -531,3 +542,86 @@ def bounded_regression(sizes: Sizes) -> Problem:
 
     problem = maps(sizes, shape, 'BoundedRegressionLoss', formula)
     return replace(problem, batch=batch)
+
+
+# Relations between images
+
+
+def unit(x: Tensor) -> Tensor:
+    """Returns rows of unit length."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@case('RKDLoss', 'vectors of 64 images', 3, 'gradient, N^3 angles')
+def rkd(sizes: Sizes) -> Problem:
+    """L = mean huber(d_s - d_t) + 2 mean huber(a_s - a_t), of all pairs and triples."""
+
+    def relations(x: Tensor) -> tuple[Tensor, Tensor]:
+        apart = x[None] - x[:, None]  # (N, N, C)
+        # No distance to oneself: its root has no slope.
+        other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+        square = apart.square().sum(2)
+        d = torch.where(other, torch.where(other, square, 1.0).sqrt(), 0.0)
+        e = apart / torch.where(other, d, 1.0)[..., None]
+        return d / (d.sum() / other.sum()), e @ e.transpose(1, 2)
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        (d_s, a_s), (d_t, a_t) = relations(s), relations(t)
+        return F.smooth_l1_loss(d_s, d_t) + 2 * F.smooth_l1_loss(a_s, a_t)
+
+    return maps(sizes, sizes.vectors, 'RKDLoss', formula)
+
+
+@case('PKTLoss', 'vectors of 64 images', 1, 'gradient')
+def pkt(sizes: Sizes) -> Problem:
+    """L = mean p log(p/q), of the cosines' probabilities."""
+
+    def neighbours(x: Tensor) -> Tensor:
+        kernel = (unit(x) @ unit(x).T + 1) / 2
+        return kernel / kernel.sum(1, keepdim=True) + 1e-7
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        q, p = neighbours(s), neighbours(t)
+        return (p * (p / q).log()).mean()
+
+    return maps(sizes, sizes.vectors, 'PKTLoss', formula)
+
+
+@case('SPLoss', 'ResNet-50 C5 of 64 images', 1, 'gradient')
+def sp(sizes: Sizes) -> Problem:
+    """L = mean (G_s - G_t)^2, rows of G of unit length."""
+
+    def similarity(x: Tensor) -> Tensor:
+        return unit(x.flatten(1) @ x.flatten(1).T)
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return ((similarity(s) - similarity(t)) ** 2).mean()
+
+    return maps(sizes, sizes.stages[-1], 'SPLoss', formula)
+
+
+@case('CCLoss', 'vectors of 64 images', 1, 'gradient')
+def cc(sizes: Sizes) -> Problem:
+    """L = mean (K_s - K_t)^2, K = exp(-0.8) (1 + 0.8 c + 0.32 c^2)."""
+
+    def kernel(x: Tensor) -> Tensor:
+        c = unit(x) @ unit(x).T
+        return math.exp(-0.8) * (1 + 0.8 * c + 0.32 * c**2)
+
+    return maps(
+        sizes, sizes.vectors, 'CCLoss', lambda s, t, _: ((kernel(s) - kernel(t)) ** 2).mean()
+    )
+
+
+@case('FELoss', 'vectors of 64 images', 6, 'gradient, differences to 5 neighbours')
+def fe(sizes: Sizes) -> Problem:
+    """L = mean a ||s_i - s_j||^2 over the teacher's 5 nearest, a = exp(-d^2/delta^2)."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        squares = [(x[None] - x[:, None]).square().sum(2) for x in (s, t)]
+        near = squares[1] + torch.diag(torch.full_like(t[:, 0], torch.inf))
+        index = near.argsort(1)[:, :5]
+        d_s, d_t = (square.gather(1, index) for square in squares)
+        return ((-d_t / d_t.mean()).exp() * d_s).mean()
+
+    return maps(sizes, sizes.vectors, 'FELoss', formula)

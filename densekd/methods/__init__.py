@@ -43,6 +43,16 @@ from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, h
 from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
+from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
+from densekd.methods.relation.fe import FEDistillationHead, FELoss, lp_loss
+from densekd.methods.relation.pkt import PKTDistillationHead, PKTLoss, pkt_loss
+from densekd.methods.relation.rkd import (
+    RKDDistillationHead,
+    RKDLoss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+)
+from densekd.methods.relation.sp import SPDistillationHead, SPLoss, sp_loss
 from densekd.methods.response.binary_kl import (
     BinaryKLDistillationHead,
     BinaryKLLoss,
@@ -80,6 +90,8 @@ __all__ = [
     'BinaryKLLoss',
     'BoundedRegressionDistillationHead',
     'BoundedRegressionLoss',
+    'CCDistillationHead',
+    'CCLoss',
     'CWDDistillationHead',
     'CWDLoss',
     'ChannelConnector',
@@ -89,6 +101,8 @@ __all__ = [
     'DKDDistillationHead',
     'DKDLoss',
     'DistillationHead',
+    'FEDistillationHead',
+    'FELoss',
     'FGFIDistillationHead',
     'FGFILoss',
     'FitNetDistillationHead',
@@ -105,6 +119,12 @@ __all__ = [
     'OFDLoss',
     'PKDDistillationHead',
     'PKDLoss',
+    'PKTDistillationHead',
+    'PKTLoss',
+    'RKDDistillationHead',
+    'RKDLoss',
+    'SPDistillationHead',
+    'SPLoss',
     'TeacherModule',
     'WeightedSoftLabelDistillationHead',
     'WeightedSoftLabelLoss',
@@ -116,6 +136,7 @@ __all__ = [
     'binary_kl_loss',
     'bounded_regression_loss',
     'build',
+    'cc_loss',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
@@ -125,10 +146,15 @@ __all__ = [
     'imitation_mask',
     'kd_loss',
     'kd_qfl_loss',
+    'lp_loss',
     'margin_from_bn',
     'mgd_loss',
     'ofd_loss',
     'pkd_loss',
+    'pkt_loss',
+    'rkd_angle_loss',
+    'rkd_distance_loss',
+    'sp_loss',
     'weighted_soft_label_loss',
     'weighted_soft_objectness_loss',
 ]

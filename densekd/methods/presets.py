@@ -55,3 +55,21 @@ def short(name: str) -> str:
         ('c3', 'p3', 'aspp')
     """
     return name.split('.')[1] if '.' in name else name
+
+
+def only_classifiers(preset: str, anatomy: Anatomy, why: str) -> None:
+    """Refuses a model for a dense task, for a preset that fits none.
+
+    Args:
+        preset: The preset's name, for the message.
+        anatomy: The two models.
+        why: What keeps it from dense tasks.
+
+    Raises:
+        ConfigError: If the models are no classifiers.
+    """
+    if anatomy.kind != 'classifier':
+        raise ConfigError(
+            f'preset {preset!r}: it needs a classifier, and this is a {anatomy.kind} model: {why}. '
+            'A list of distillers can tap what you like.'
+        )

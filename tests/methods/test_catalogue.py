@@ -181,7 +181,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'BoundedRegressionLoss'"):
         catalogue.find('BoundedRegresionLos')
     with pytest.raises(ConfigError, match=r"no method 'zzz'\. It has.*: .*pkd"):
-        catalogue.find('zzz', OWN[-3:])
+        catalogue.find('zzz', [by_name('at'), by_name('pkd')])
 
 
 def test_a_method_from_outside_may_say_little() -> None:

@@ -32,10 +32,13 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'BoundedRegressionLoss', 'boxes': 'rpn'},
     {'type': 'CWDLoss', 'tau': 4.0},
     {'type': 'FGFILoss', 'policy': 'assigned', 'norm': 'per_level'},
+    {'type': 'FELoss', 'k': 2, 'unit': True},
     {'type': 'KDLoss', 'mode': 'mean_logit'},
     {'type': 'KDQFLLoss', 'beta': 2.0},
     {'type': 'MGDLoss', 'mask_kind': 'channel'},
     {'type': 'OFDLoss', 'margin': 'empirical'},
+    {'type': 'RKDLoss', 'angle': 0.0},
+    {'type': 'RKDLoss', 'distance': 0.0},
 ]
 NAMES = sorted(LOSSES)
 CONFIGS = [{'type': name} for name in NAMES] + VARIANTS

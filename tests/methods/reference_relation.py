@@ -1,0 +1,112 @@
+"""Relations between images and between maps once more, over single numbers, as reference.py does.
+
+Everything takes nested lists (`tensor.tolist()`) and returns a float or nested lists.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Row = list[float]
+
+
+def huber(x: float) -> float:
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def dot(a: Row, b: Row) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def minus(a: Row, b: Row) -> Row:
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def length(a: Row) -> float:
+    return math.sqrt(dot(a, a))
+
+
+def unit(a: Row) -> Row:
+    size = length(a)
+    return [x / size for x in a] if size else [0.0] * len(a)
+
+
+def flat(x: Any) -> Row:
+    return [x] if isinstance(x, float) else [number for part in x for number in flat(part)]
+
+
+def rkd_distance(student: list[Row], teacher: list[Row]) -> float:
+    count = len(student)
+    tables = []
+    for side in (student, teacher):
+        table = [[length(minus(a, b)) for a in side] for b in side]
+        positive = [d for row in table for d in row if d > 0]
+        mean = sum(positive) / len(positive) if positive else 1.0
+        tables.append([[d / mean for d in row] for row in table])
+    s, t = tables
+    pairs = [(i, j) for i in range(count) for j in range(count)]
+    return sum(huber(s[i][j] - t[i][j]) for i, j in pairs) / count**2
+
+
+def rkd_angle(student: list[Row], teacher: list[Row]) -> float:
+    count, total = len(student), 0.0
+    for i in range(count):
+        for j in range(count):
+            for k in range(count):
+                s, t = (
+                    dot(unit(minus(side[i], side[j])), unit(minus(side[k], side[j])))
+                    for side in (student, teacher)
+                )
+                total += huber(s - t)
+    return total / count**3
+
+
+def pkt(student: list[Row], teacher: list[Row]) -> float:
+    count, rows = len(student), []
+    for side in (student, teacher):
+        kernel = [[(dot(unit(a), unit(b)) + 1) / 2 for b in side] for a in side]
+        rows.append([[value / sum(row) + 1e-7 for value in row] for row in kernel])
+    total = 0.0
+    for s, t in zip(*rows, strict=True):
+        total += sum(p * math.log(p / q) for q, p in zip(s, t, strict=True))
+    return total / count**2
+
+
+def sp(student: list[Any], teacher: list[Any]) -> float:
+    count, tables = len(student), []
+    for side in (student, teacher):
+        images = [flat(image) for image in side]
+        tables.append([unit([dot(a, b) for b in images]) for a in images])
+    s, t = (flat(table) for table in tables)
+    return sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / count**2
+
+
+def cc(student: list[Row], teacher: list[Row], gamma: float) -> float:
+    def kernel(a: Row, b: Row) -> float:
+        cosine = dot(unit(a), unit(b))
+        terms = [(2 * gamma * cosine) ** p / math.factorial(p) for p in range(3)]
+        return math.exp(-2 * gamma) * sum(terms)
+
+    count = len(student)
+    total = 0.0
+    for i in range(count):
+        for j in range(count):
+            total += (kernel(student[i], student[j]) - kernel(teacher[i], teacher[j])) ** 2
+    return total / count**2
+
+
+def locality(student: list[Row], teacher: list[Row], k: int) -> float:
+    count = len(student)
+    k = min(k, count - 1)
+    pairs = []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        others.sort(key=lambda j, i=i: length(minus(teacher[i], teacher[j])))
+        pairs += [(i, j) for j in others[:k]]
+    apart = [length(minus(teacher[i], teacher[j])) ** 2 for i, j in pairs]
+    scale = sum(apart) / len(apart)
+    total = 0.0
+    for (i, j), square in zip(pairs, apart, strict=True):
+        total += math.exp(-square / scale) * length(minus(student[i], student[j])) ** 2
+    return total / (count * k)

@@ -1,0 +1,166 @@
+"""Relations: single numbers that the papers, their code or plain arithmetic fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from densekd.methods import (
+    CCLoss,
+    FELoss,
+    PKTLoss,
+    RKDLoss,
+    SPLoss,
+    cc_loss,
+    lp_loss,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    sp_loss,
+)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+TRIANGLE = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+CORNER = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+
+
+def rotation(size: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0]
+
+
+# RKD
+
+
+def test_rkd_of_two_triangles() -> None:
+    assert rkd_distance_loss(TRIANGLE, CORNER).item() == pytest.approx(0.00348125, rel=1e-5)
+    assert rkd_angle_loss(TRIANGLE, CORNER).item() == pytest.approx(0.000744482, rel=1e-4)
+    loss = RKDLoss(loss_weight=25.0)(TRIANGLE, CORNER).item()
+    assert loss == pytest.approx(25 * (0.00348125 + 2 * 0.000744482), rel=1e-4)
+
+
+@pytest.mark.parametrize('loss', [rkd_distance_loss, rkd_angle_loss])
+def test_rkd_is_blind_to_where_a_side_lies_and_how_large_it_is(loss: Loss) -> None:
+    s, t = torch.randn(6, 4).double(), torch.randn(6, 3).double()
+    expected = loss(s, t)
+    assert expected > 0
+    torch.testing.assert_close(loss(7.0 * s @ rotation(4) + 2.0, t), expected)
+    torch.testing.assert_close(loss(s, 0.1 * t @ rotation(3) - 5.0), expected)
+    assert loss(s, 3 * s @ rotation(4)).item() < 1e-25
+
+
+def test_rkd_leaves_out_what_has_no_factor() -> None:
+    s, t = torch.randn(5, 4), torch.randn(5, 3)
+    torch.testing.assert_close(RKDLoss(angle=0.0)(s, t), rkd_distance_loss(s, t))
+    torch.testing.assert_close(RKDLoss(distance=0.0)(s, t), 2 * rkd_angle_loss(s, t))
+
+
+# PKT
+
+
+def test_pkt_of_two_images() -> None:
+    value = pkt_loss(torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])).item()
+    # Each row is (2/3, 1/3) in the student, and (1/2, 1/2) in the teacher.
+    row = 0.5 * math.log(0.5 / (2 / 3)) + 0.5 * math.log(0.5 / (1 / 3))
+    assert value == pytest.approx(0.0294457, rel=1e-5) == pytest.approx(row / 2, rel=1e-5)
+
+
+def test_pkt_is_the_authors_to_n_parts_in_ten_millions() -> None:
+    """As passalis/probabilistic_kt has it: the constant stands within the logarithm alone."""
+    s, t = torch.randn(8, 4).double(), torch.randn(8, 3).double()
+
+    def neighbours(x: Tensor) -> Tensor:
+        unit = x / x.norm(dim=1, keepdim=True)
+        kernel = (unit @ unit.T + 1) / 2
+        return kernel / kernel.sum(1, keepdim=True)
+
+    q, p = neighbours(s), neighbours(t)
+    theirs = (p * torch.log((p + 1e-7) / (q + 1e-7))).mean()
+    torch.testing.assert_close(pkt_loss(s, t), theirs, rtol=1e-6, atol=0)
+
+
+def test_pkt_is_blind_to_rotation_and_to_the_length_of_each_vector() -> None:
+    s, t = torch.randn(6, 4).double(), torch.randn(6, 3).double()
+    lengths = torch.rand(6, 1).double() + 0.1
+    torch.testing.assert_close(pkt_loss(lengths * s @ rotation(4), lengths * t), pkt_loss(s, t))
+    assert pkt_loss(s, lengths * s).abs().item() < 1e-15
+
+
+# SP
+
+
+def test_sp_by_hand() -> None:
+    value = sp_loss(torch.eye(2), torch.ones(2, 1)).item()
+    assert value == pytest.approx(2 * ((1 - 0.5**0.5) ** 2 + 0.5) / 4)
+
+
+def test_sp_is_blind_to_scale_and_to_the_form_of_the_maps() -> None:
+    s, t = torch.randn(5, 3, 2, 4), torch.randn(5, 6, 3, 3)
+    expected = sp_loss(s, t)
+    torch.testing.assert_close(sp_loss(7 * s, 0.1 * t), expected)
+    torch.testing.assert_close(sp_loss(s.flatten(1).flip(1), t.transpose(1, 3)), expected)
+    assert sp_loss(s, -s).item() == 0.0
+    larger = s.clone()
+    larger[0] *= 3  # one image among the others
+    assert sp_loss(larger, s).item() > 1e-3
+
+
+# CC
+
+
+def test_cc_by_hand() -> None:
+    value = cc_loss(torch.eye(2), torch.tensor([[1.0, 0.0], [2.0, 0.0]])).item()
+    assert value == pytest.approx((math.exp(-0.8) * (0.8 + 0.32)) ** 2 / 2)
+
+
+def test_cc_is_close_to_the_kernel_that_it_stands_for() -> None:
+    """Of vectors that are near, the series has little left behind its second order."""
+    s, t = (torch.randn(4, 3).double() * 0.2 + 1 for _ in range(2))
+
+    def kernel(x: Tensor) -> Tensor:
+        unit = x / x.norm(dim=1, keepdim=True)
+        return torch.exp(-0.02 * torch.cdist(unit, unit) ** 2)
+
+    full = (kernel(s) - kernel(t)).square().mean()
+    torch.testing.assert_close(cc_loss(s, t, gamma=0.02), full, rtol=0.01, atol=0)
+
+
+# FE
+
+
+def test_lp_by_hand() -> None:
+    s, t = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.0], [2.0], [5.0]])
+    scale = 17 / 3
+    expected = (2 * math.exp(-4 / scale) + 16 * math.exp(-9 / scale)) / 3
+    assert lp_loss(s, t, k=1).item() == pytest.approx(expected)
+
+
+def test_lp_is_nothing_where_the_student_has_collapsed_and_four_times_where_it_doubles() -> None:
+    s, t = torch.randn(7, 4), torch.randn(7, 3)
+    assert lp_loss(torch.ones(7, 4), t).item() == 0.0
+    torch.testing.assert_close(lp_loss(2 * s, t), 4 * lp_loss(s, t))
+    torch.testing.assert_close(lp_loss(s, 9 * t), lp_loss(s, t))
+    assert lp_loss(s, s).item() > 0.1
+    torch.testing.assert_close(FELoss(unit=True)(3 * s, 2 * t), FELoss(unit=True)(s, t))
+
+
+def test_lp_has_no_pairs_between_clusters() -> None:
+    t = torch.cat([torch.randn(4, 2), torch.randn(4, 2) + 100])
+    s = torch.randn(8, 3)
+    moved = s + torch.tensor([0.0] * 4 + [50.0] * 4)[:, None]
+    torch.testing.assert_close(lp_loss(moved, t, k=3), lp_loss(s, t, k=3), rtol=1e-4, atol=0)
+    assert lp_loss(moved, t, k=4) > 10 * lp_loss(s, t, k=4)
+
+
+# All of them
+
+
+def test_a_map_stands_for_its_mean() -> None:
+    s, t = torch.randn(5, 4, 2, 3), torch.randn(5, 3, 4, 4)
+    for loss in (RKDLoss(), PKTLoss(), CCLoss(), FELoss()):
+        torch.testing.assert_close(loss(s, t), loss(s.mean((2, 3)), t.mean((2, 3))))
+    assert SPLoss()(s, t) != SPLoss()(s.mean((2, 3)), t.mean((2, 3)))

@@ -1,0 +1,187 @@
+"""Relations: where the plain formula, a framework or a batch would go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from densekd.errors import ConfigError, ShapeError
+from densekd.methods import (
+    CCLoss,
+    FELoss,
+    RKDLoss,
+    cc_loss,
+    lp_loss,
+    pkt_loss,
+    rkd_angle_loss,
+    rkd_distance_loss,
+    sp_loss,
+)
+from densekd.methods.relation import rkd
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Loss] = {
+    'rkd_distance': rkd_distance_loss,
+    'rkd_angle': rkd_angle_loss,
+    'pkt': pkt_loss,
+    'sp': sp_loss,
+    'cc': cc_loss,
+    'lp': lp_loss,
+}
+relations = pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES.keys())
+
+
+def gradient(loss: Loss, student: Tensor, teacher: Tensor) -> Tensor:
+    x = student.detach().clone().requires_grad_()
+    value = loss(x, teacher)
+    assert bool(value.isfinite())
+    value.backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
+    return x.grad
+
+
+# All of them
+
+
+@relations
+def test_images_that_coincide_have_an_ordinary_gradient(loss: Loss) -> None:
+    s, t = torch.randn(2, 6, 4)
+    for rows in ([0, 0, 2, 3, 4, 5], [0, 0, 0, 3, 3, 5], [1] * 6):
+        assert gradient(loss, s[rows], t).abs().max() < 10
+        assert gradient(loss, s, t[rows]).abs().max() < 10
+        assert gradient(loss, s[rows], t[rows]).abs().max() < 10
+
+
+@relations
+def test_images_without_any_activation_have_an_ordinary_gradient(loss: Loss) -> None:
+    s, t = torch.randn(2, 6, 4)
+    for zeros in ([0], [1, 4], list(range(6))):
+        bare = s.clone()
+        bare[zeros] = 0
+        assert gradient(loss, bare, t).abs().max() < 10
+        bare = t.clone()
+        bare[zeros] = 0
+        assert gradient(loss, s, bare).abs().max() < 10
+
+
+@relations
+def test_one_image_relates_to_nothing(loss: Loss) -> None:
+    for images in (0, 1):
+        for s in (torch.randn(images, 4), torch.zeros(images, 4)):
+            x = s.requires_grad_()
+            value = loss(x, torch.randn(images, 3))
+            value.backward()
+            assert value.item() == 0.0 and x.grad is not None and not x.grad.any()
+
+
+@relations
+def test_the_order_of_the_images_does_not_matter(loss: Loss) -> None:
+    s, t = torch.randn(7, 4).double(), torch.randn(7, 3).double()
+    order = torch.randperm(7)
+    torch.testing.assert_close(loss(s[order], t[order]), loss(s, t))
+
+
+@relations
+def test_no_gradient_reaches_the_teacher(loss: Loss) -> None:
+    s, t = torch.randn(5, 4).requires_grad_(), torch.randn(5, 3).requires_grad_()
+    loss(s, t).backward()
+    assert t.grad is None and bool(s.grad.any())
+
+
+@relations
+def test_other_images_or_other_shapes_are_refused(loss: Loss) -> None:
+    with pytest.raises(ShapeError, match='the student '):
+        loss(torch.zeros(3, 4), torch.zeros(4, 4))
+    if loss is not sp_loss:
+        with pytest.raises(ShapeError, match=r'both must be one vector an image'):
+            loss(torch.zeros(3, 4, 2, 2), torch.zeros(3, 4))
+    with pytest.raises(ShapeError, match=r'RKDLoss: it compares one vector.*\(3, 4, 2\)'):
+        RKDLoss()(torch.zeros(3, 4, 2), torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize('scale', [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize('name', ['rkd_distance', 'rkd_angle', 'pkt', 'sp', 'cc'])
+def test_large_and_small_values_give_the_same(name: str, scale: float) -> None:
+    s, t = torch.randn(6, 4), torch.randn(6, 3)
+    expected = LOSSES[name](s.double(), t.double()).float()
+    torch.testing.assert_close(LOSSES[name](scale * s, scale * t), expected, rtol=1e-4, atol=1e-7)
+
+
+# RKD
+
+
+@pytest.mark.parametrize('loss', [rkd_distance_loss, rkd_angle_loss])
+def test_far_from_the_origin_no_digits_are_lost(loss: Loss) -> None:
+    """Inner products of such vectors are equal to six digits, their distances are not."""
+    s, t = torch.randn(8, 16), torch.randn(8, 16)
+    far = s + 300.0
+    expected = loss(far.double(), t.double()).float()  # what float32 holds of them is exact
+    torch.testing.assert_close(loss(far, t), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_angles_of_a_tight_cluster_have_their_digits() -> None:
+    """Its points are far closer to each other than to the rest of the batch."""
+    s, t = torch.randn(8, 16), torch.randn(8, 16)
+    s[4:] = 1e-3 * s[4:] + s[0]
+    expected = rkd_angle_loss(s.double(), t.double()).float()
+    torch.testing.assert_close(rkd_angle_loss(s, t), expected, rtol=1e-4, atol=0)
+
+
+def test_angles_hold_n_cubed_numbers_and_not_n_squared_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def held(budget: int) -> int:
+        monkeypatch.setattr(rkd, 'BUDGET', budget)
+        sizes = []
+
+        def pack(x: Tensor) -> Tensor:
+            sizes.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            rkd_angle_loss(torch.randn(16, 1024).requires_grad_(), torch.randn(16, 8))
+        return sum(sizes)
+
+    assert held(2**22) < 10 * 16**3 + 4 * 16 * 1024
+    assert held(16**2) < 16**3 + 4 * 16 * 1024  # each j is made again in the backward pass
+
+
+def test_rkd_needs_a_factor() -> None:
+    with pytest.raises(ConfigError, match='RKDLoss: distance=0 and angle=0 are factors'):
+        RKDLoss(distance=0, angle=0)
+    with pytest.raises(ConfigError, match='none negative'):
+        RKDLoss(angle=-1.0)
+
+
+# PKT, CC, FE
+
+
+def test_pkt_of_opposite_images() -> None:
+    """Their probability is 0, or a rounding error on either side of it."""
+    s = torch.randn(50, 3)
+    value = pkt_loss(torch.cat([s, -s]), torch.randn(100, 3))
+    assert bool(value.isfinite())
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match='CCLoss: gamma must be positive, and 0 is not'):
+        CCLoss(gamma=0)
+    with pytest.raises(ConfigError, match='FELoss: k is a number of neighbours, not 0'):
+        FELoss(k=0)
+
+
+def test_lp_of_a_teacher_that_has_collapsed_takes_every_pair_whole() -> None:
+    s = torch.randn(4, 2)
+    square = torch.cdist(s, s).square()
+    torch.testing.assert_close(lp_loss(s, torch.ones(4, 3)), square.sum() / 12)
+
+
+def test_a_neighbour_that_is_a_duplicate_counts_and_oneself_does_not() -> None:
+    t = torch.tensor([[0.0], [0.0], [9.0], [9.5]])
+    s = torch.tensor([[0.0], [1.0], [0.0], [0.0]])
+    # Two pairs at distance 0 with weight 1, two at 0.5 between equal vectors.
+    assert lp_loss(s, t, k=1).item() == pytest.approx(2 / 4)
