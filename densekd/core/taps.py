@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.core.columns import Columns
+from densekd.core.tokens import tokens_to_map
 from densekd.errors import TapError, did_you_mean
 from densekd.registry import check_arguments
 
@@ -47,6 +48,8 @@ class Tap:
         rectified: Whether the values come out of a ReLU, so that none is negative.
         coding: How they encode boxes, where they do.
         columns: Which columns are read, where they are those of classes; None reads all.
+        tokens: Whether it hands out a transformer's tokens, (N, L, C), that are to be read as the
+            map whose cells they are.
     """
 
     path: str
@@ -60,6 +63,7 @@ class Tap:
     rectified: bool = False
     coding: Coding | None = None
     columns: Columns | None = None
+    tokens: bool = False
 
     def __post_init__(self) -> None:
         if self.side not in ('out', 'in'):
@@ -97,15 +101,26 @@ class Place:
     norm: nn.Module | None = None
     model: nn.Module | None = None
 
+    def as_tokens(self, index: int = 0) -> str:
+        """Returns what to do about a tensor of three dimensions, as a sentence."""
+        shape = 'x'.join(map(str, self.shapes[index][1:]))
+        return (
+            f'it gives {shape} an image, tokens by channels, where a map is needed. Write '
+            f'dict(path={self.tap.label!r}, tokens=True) to read them as the map of which they are '
+            'the cells.'
+        )
+
     @property
     def channels(self) -> int:
         """Channels of the (first) tensor: its second dimension.
 
         Raises:
-            TapError: If the tensor has fewer than two dimensions.
+            TapError: If the tensor has fewer than two dimensions, or is one of tokens.
         """
         if len(self.shapes[0]) < 2:
             raise TapError(f'tap {self.tap.label!r}: a scalar or a vector has no channels.')
+        if len(self.shapes[0]) == 3:
+            raise TapError(f'tap {self.tap.label!r}: {self.as_tokens()}')
         return self.shapes[0][1]
 
 
@@ -181,6 +196,7 @@ class Taps:
             When every tap has been reached that often, the pass is ended by an exception that the
             block swallows: nothing beyond the deepest tap runs.
         student: Whether a tensor without a gradient is an error.
+        size: Height and width of the images of the pass, for taps of tokens.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(inplace=True))
@@ -196,8 +212,10 @@ class Taps:
         taps: Mapping[Any, Tap],
         calls: Mapping[Any, int] | None = None,
         student: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         self.model = model
+        self.size = size
         self.taps = dict(taps)
         self.known_calls = calls
         self.student = student
@@ -319,6 +337,8 @@ class Taps:
             self._check_unwritten(key, tap)
         if self.student and self._grad:
             self._check_gradient(key, tap, value)
+        if tap.tokens:
+            value = _map(value, lambda t: tokens_to_map(t, self.size, tap.label))
         return value if tap.columns is None else _map(value, tap.columns)
 
     def _check_unwritten(self, key: Any, tap: Tap) -> None:

@@ -80,7 +80,7 @@ class Teacher:
         image = torch.randn(1, 3, *size, generator=generator).to(device)
 
         def read(model: nn.Module) -> list[Tensor]:
-            with Taps(model, taps) as reading:
+            with Taps(model, taps, size=size) as reading:
                 forward(model, image)
             return [t for key in taps for t in tensors(reading[key])]
 
@@ -100,7 +100,12 @@ class Teacher:
             return images.contiguous(memory_format=torch.channels_last)
         return images
 
-    def run(self, taps: Mapping[Any, Tap], forward: Callable[[nn.Module], Any]) -> Taps:
+    def run(
+        self,
+        taps: Mapping[Any, Tap],
+        forward: Callable[[nn.Module], Any],
+        size: tuple[int, int] | None = None,
+    ) -> Taps:
         """Runs the teacher under no_grad, no deeper than its taps.
 
         The first pass with a set of taps runs to its end and counts how often each place is
@@ -109,6 +114,7 @@ class Teacher:
         Args:
             taps: The places to read, by any key.
             forward: Runs the network's part that holds them.
+            size: Height and width of the images that it runs on, for taps of tokens.
 
         Returns:
             The taps, read.
@@ -117,7 +123,7 @@ class Teacher:
         known = self._calls.get(signature)
         half = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=True)
         precision = half if self.precision == 'bf16' else nullcontext()
-        with torch.no_grad(), precision, Taps(self.model, taps, known) as reading:
+        with torch.no_grad(), precision, Taps(self.model, taps, known, size=size) as reading:
             forward(self.model)
         if known is None:
             self._calls[signature] = dict(reading.calls)

@@ -64,7 +64,7 @@ def trace(
     """
     parameter = next(model.parameters(), torch.zeros(()))
     image = torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
-    with undisturbed(model), Taps(model, taps) as reading:
+    with undisturbed(model), Taps(model, taps, size=size) as reading:
         forward(model, image)
     places = {}
     for key, tap in taps.items():

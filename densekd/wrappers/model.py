@@ -367,7 +367,11 @@ class DistillModel(BaseModel):
         factors = {d: d.weight(self.iteration, epoch) for d in self._distillers}
         active = [d for d, factor in factors.items() if factor > 0]
         taps = {**self.extra_taps(), **taps_of(active, 'student')}
-        with Taps(self.student, taps, student=self.training) as reading, self.capture() as captured:
+        size = inputs.shape[-2], inputs.shape[-1]
+        with (
+            Taps(self.student, taps, student=self.training, size=size) as reading,
+            self.capture() as captured,
+        ):
             own = self.student(inputs, data_samples, mode='loss')
         losses = self._scaled(own) if self.task_loss else {}
         batch = self._batch(inputs, data_samples, reading, captured)
@@ -440,7 +444,7 @@ class DistillModel(BaseModel):
             parts = parts_of(taps)
             view = teacher.prepared(self.teacher_view(teacher.model, inputs, data_samples))
             run = partial(self.forward_parts, inputs=view, parts=parts, captured=captured)
-            readings[name] = teacher.run(taps, run)
+            readings[name] = teacher.run(taps, run, (view.shape[-2], view.shape[-1]))
         return readings
 
     # What a runner touches --------------------------------------------------------------------

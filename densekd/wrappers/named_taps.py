@@ -1,6 +1,7 @@
 """Names for places in detectors, found by anatomy and not by class name.
 
-backbone.c2 … c5          stage outputs; residual stage 1 is c2, whatever its stride
+backbone.c2 … c5          stage outputs; residual stage 1 is c2, whatever its stride; of backbones
+                          without residual stages (transformers), c_k has stride 2^k
 backbone.cN.pre_relu      the sum before the last ReLU of stage N's last block
 neck.p2 … p7              neck outputs; p_k has stride 2^k
 head.cls_logits           class logits of a one-stage head, one map a level
@@ -120,11 +121,7 @@ def backbone_taps(model: Any) -> dict[str, Tap]:
     stages = stage_names(backbone)
     taps = {}
     if not stages:
-        indices = list(getattr(backbone, 'out_indices', ()))
-        for position, index in enumerate(indices):
-            name = f'backbone.c{index + 2}'
-            taps[name] = _tap(name, 'backbone', 'backbone', position)
-        return taps
+        return _taps_by_stride(model)
     for number, stage in enumerate(stages, start=2):
         name, path = f'backbone.c{number}', f'backbone.{stage}'
         last = list(getattr(backbone, stage).named_children())[-1]
@@ -141,6 +138,21 @@ def backbone_taps(model: Any) -> dict[str, Tap]:
                 norm=f'{block}.{norm}' if norm else None,
             )
     return taps
+
+
+def _taps_by_stride(model: Any) -> dict[str, Tap]:
+    whole = Tap('backbone', name='backbone', copy=False)
+    try:
+        place = trace(model, {'backbone': whole}, lambda m, x: m.backbone(x))['backbone']
+    except TapError:  # it hands out something else than tensors
+        return {}
+    levels = [round(math.log2(stride[0])) for stride in place.strides if stride is not None]
+    count = len(place.strides)
+    if len(set(levels)) < count:
+        # A plain transformer keeps one stride throughout: its outputs go by their order.
+        levels = list(range(6 - count, 6))
+    names = [f'backbone.c{level}' for level in levels]
+    return {name: _tap(name, 'backbone', 'backbone', i) for i, name in enumerate(names)}
 
 
 def stage_names(backbone: Any) -> list[str]:

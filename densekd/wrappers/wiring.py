@@ -247,6 +247,7 @@ def _check_pairing(student: Place, teacher: Place, where: str, head: Distillatio
             f'{student.tap.label!r} and the teacher {len(teacher.shapes)} at '
             f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
         )
+    _refuse_tokens(student, teacher, where)
     for s, t in zip(student.strides, teacher.strides, strict=True):
         if s is None or t is None or s == t:
             continue
@@ -257,6 +258,13 @@ def _check_pairing(student: Place, teacher: Place, where: str, head: Distillatio
                 f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
                 f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
             )
+
+
+def _refuse_tokens(student: Place, teacher: Place, where: str) -> None:
+    for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True)):
+        if {len(s), len(t)} == {3, 4}:
+            place, who = (student, 'student') if len(s) == 3 else (teacher, 'teacher')
+            raise ShapeError(f"{where}: the {who}'s {place.tap.label!r}: {place.as_tokens(i)}")
 
 
 def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:

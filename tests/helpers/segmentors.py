@@ -102,6 +102,49 @@ def cascade(width: int = 4, channels: int = 16, classes: int = CLASSES) -> dict[
     return config
 
 
+def segformer(width: int = 8, channels: int = 24, classes: int = CLASSES) -> dict[str, Any]:
+    """Returns the config of a SegFormer: a transformer of strides 4 to 32, tokens inside."""
+    heads = (1, 2, 5, 8)
+    return dict(
+        type='EncoderDecoder',
+        data_preprocessor=PREPROCESSOR,
+        backbone=dict(
+            type='MixVisionTransformer',
+            embed_dims=width,
+            num_layers=[1, 1, 1, 1],
+            num_heads=heads,
+            sr_ratios=[8, 4, 2, 1],
+            mlp_ratio=2,
+            drop_path_rate=0.1,
+        ),
+        decode_head=dict(
+            type='SegformerHead',
+            in_channels=[width * n for n in heads],
+            in_index=[0, 1, 2, 3],
+            channels=channels,
+            dropout_ratio=0.1,
+            num_classes=classes,
+            norm_cfg=NORM,
+            align_corners=False,
+            loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False),
+        ),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole'),
+    )
+
+
+def upernet_swin(width: int = 8, channels: int = 24, classes: int = CLASSES) -> dict[str, Any]:
+    """Returns the config of a UPerNet on a Swin, whose stages hand out tokens and their shapes."""
+    config = segformer(width, channels, classes)
+    widths = [width * 2**i for i in range(4)]
+    config['backbone'] = dict(
+        type='SwinTransformer', embed_dims=width, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 4],
+        window_size=4, mlp_ratio=2,
+    )  # fmt: skip
+    head = dict(config['decode_head'], type='UPerHead', in_channels=widths, pool_scales=(1, 2))
+    return dict(config, decode_head=head)
+
+
 SEGMENTORS = {'deeplabv3plus': deeplabv3plus, 'pspnet': pspnet, 'cascade': cascade}
 
 

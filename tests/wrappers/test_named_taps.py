@@ -151,6 +151,41 @@ def test_a_backbone_without_residual_stages_is_named_by_its_outputs() -> None:
     assert [p.strides[0] for p in places.values()] == [(8.0, 8.0), (32.0, 32.0)]
 
 
+@pytest.mark.parametrize(
+    ('strides', 'names'),
+    [
+        ((4, 8, 16, 32), ['c2', 'c3', 'c4', 'c5']),
+        ((8, 16, 32), ['c3', 'c4', 'c5']),
+        ((16, 16, 16, 16), ['c2', 'c3', 'c4', 'c5']),
+        ((16,), ['c4']),
+    ],
+)
+def test_outputs_are_named_by_stride_and_by_order_where_it_stays(
+    strides: tuple[int, ...], names: list[str]
+) -> None:
+    class Backbone(nn.Module):
+        out_indices = (2, 3, 4, 5)[: len(strides)]  # of what, each backbone has its own idea
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(x[..., ::s, ::s] for s in strides)
+
+    model = nn.Module()
+    model.backbone = Backbone()
+    taps = backbone_taps(model)
+    assert list(taps) == [f'backbone.{name}' for name in names]
+    assert [tap.index for tap in taps.values()] == list(range(len(strides)))
+
+
+def test_a_backbone_that_hands_out_no_tensors_has_no_names() -> None:
+    class Backbone(nn.Module):
+        def forward(self, x: torch.Tensor) -> str:
+            return 'nothing'
+
+    model = nn.Module()
+    model.backbone = Backbone()
+    assert backbone_taps(model) == {}
+
+
 def test_a_head_that_predicts_a_distribution_is_named_by_it() -> None:
     from mmdet.models.dense_heads import GFLHead
 
