@@ -176,15 +176,32 @@ def test_kd_stands_on_logits_of_a_softmax() -> None:
     assert build(preset('kd', segmentor)[0]['head']).loss.tau == 4.0
 
 
-def test_kd_of_a_dense_detector_is_refused_with_what_fits() -> None:
-    with pytest.raises(ConfigError, match="preset 'kd': .*Take kd_qfl or binary_kl"):
-        preset('kd', detector())
-    with pytest.raises(
-        ConfigError, match="preset 'kd': it needs a tap decode.logits or roi.cls_logits or logits"
-    ):
-        preset('kd', anatomy('two-stage', ['neck.p3']))
-    with pytest.raises(ConfigError, match="preset 'kd': there is no at='neck'"):
-        preset('kd', detector(), 'neck')
+def test_dkd_and_dist_stand_there_too_with_the_weights_of_each_task() -> None:
+    segmentor = anatomy('segmentor', ['backbone.c5', 'decode.logits', 'aux.logits'])
+    regions = anatomy('two-stage', ['neck.p3', 'rpn.objectness', 'roi.cls_logits'])
+    places = {'logits': classifier(STAGES), 'decode.logits': segmentor, 'roi.cls_logits': regions}
+    for place, of in places.items():
+        (distiller,) = preset('dist', of)
+        assert table([distiller]) == {'dist': (place, 2.0 if place == 'logits' else 1.0)}
+        assert distiller['teacher_module'] == place and 'schedule' not in distiller
+        (distiller,) = preset('dkd', of)
+        assert table([distiller]) == {'dkd': (place, 1.0)}
+        loss = build(distiller['head']).loss
+        factors = (loss.alpha, loss.beta, loss.tau)
+        assert factors == ((1.0, 0.25, 1.0) if of is regions else (1.0, 8.0, 4.0))
+    warmups = [preset('dkd', of)[0].get('schedule') for of in places.values()]
+    assert warmups == [{'by': 'epoch', 'warmup': 20}, {'by': 'iter', 'warmup': 1000}, None]
+
+
+@pytest.mark.parametrize('name', ['kd', 'dkd', 'dist'])
+def test_softmax_losses_of_a_dense_detector_are_refused_with_what_fits(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset '{name}': .*Take kd_qfl or binary_kl"):
+        preset(name, detector())
+    needed = f"preset '{name}': it needs a tap decode.logits or roi.cls_logits or logits"
+    with pytest.raises(ConfigError, match=needed):
+        preset(name, anatomy('two-stage', ['neck.p3']))
+    with pytest.raises(ConfigError, match=f"preset '{name}': there is no at='neck'"):
+        preset(name, detector(), 'neck')
 
 
 OURS = ['ab', 'at', 'binary_kl', 'cwd', 'fgfi', 'fitnet', 'kd_qfl', 'mgd', 'ofd', 'pkd']

@@ -317,10 +317,11 @@ def test_the_presets_of_a_cascade_stand_for_every_stage() -> None:
         'head_soft_rpn',
         'head_bounded_rpn',
     ]
-    assert list(distilled('cascade_rcnn', (), preset='kd').distillers) == [
-        'head_kd_s0',
-        'head_kd_s1',
-    ]
+    for name in ('kd', 'dkd', 'dist'):
+        assert list(distilled('cascade_rcnn', (), preset=name).distillers) == [
+            f'head_{name}_s0',
+            f'head_{name}_s1',
+        ]
 
 
 @pytest.mark.parametrize('student', ['cascade_rcnn', 'faster_rcnn'])

@@ -9,7 +9,7 @@ import torch
 
 from densekd.core.columns import Columns
 from densekd.errors import ConfigError, ShapeError
-from densekd.methods import binary_kl_loss, kd_loss
+from densekd.methods import binary_kl_loss, dkd_loss, kd_loss
 from densekd.wrappers.classes import match_classes
 from densekd.wrappers.detector import DistillDetector
 from tests.helpers.detectors import (
@@ -90,6 +90,21 @@ def test_shared_classes_and_the_background_are_compared() -> None:
     assert torch.equal(loss.teacher[0], seen[-1][:, [3, 0, 4]])
     expected = 0.9 * kd_loss(loss.student[0], loss.teacher[0])
     torch.testing.assert_close(value, expected)
+
+
+def test_regions_of_a_class_that_the_teacher_lacks_are_no_rows_of_dkd() -> None:
+    ours, loss = ear('roi.cls_logits', ROI)
+    distillers = [entry('roi.cls_logits', 'DKD', 1.0), ours]
+    model = build(faster_rcnn, distillers, ['dog', 'horse', 'cow', 'cat'])
+    data = batch(boxes=6)
+    for sample in data['data_samples']:
+        sample.gt_instances.labels[:] = torch.arange(6) % 3
+    value = losses_of(model, data)['distill.loss_head_dkd_roi_cls_logits']
+    labels = loss.heard['roi_labels']
+    assert labels.unique().tolist() == [0, 1, 2, 3]
+    # Cat and dog are the first columns, a traffic light is none, the background is the last.
+    among = torch.tensor([0, 1, -1, 2])[labels]
+    torch.testing.assert_close(value, dkd_loss(loss.student[0], loss.teacher[0], among))
 
 
 def test_positives_of_a_class_that_the_teacher_lacks_are_not_bounded() -> None:

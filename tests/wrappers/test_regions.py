@@ -393,5 +393,6 @@ def test_the_presets_stand_for_every_head() -> None:
     ]
     one = distilled('retinanet', (), preset='chen2017')
     assert list(one.distillers) == ['head_bounded']
-    assert list(distilled('faster_rcnn', (), preset='kd').distillers) == ['head_kd']
+    for name in ('kd', 'dkd', 'dist'):
+        assert list(distilled('faster_rcnn', (), preset=name).distillers) == [f'head_{name}']
     assert plain('faster_rcnn').roi_head.bbox_head.num_classes == 3

@@ -14,7 +14,7 @@ from densekd.core.head import DistillationHead
 from densekd.core.taps import Taps
 from densekd.core.trace import trace
 from densekd.errors import ConfigError, DataError
-from densekd.methods import kd_loss
+from densekd.methods import dkd_loss, kd_loss
 from densekd.wrappers.build import build_network
 from densekd.wrappers.segmentor import DistillSegmentor
 from densekd.wrappers.segmentor_taps import segmentor_forward, segmentor_taps
@@ -115,7 +115,7 @@ def test_the_teachers_dropout_is_off() -> None:
 
 
 @every
-@pytest.mark.parametrize('preset', ['ofd', 'kd', 'cwd', 'at', 'ab', 'fitnet', 'mgd'])
+@pytest.mark.parametrize('preset', ['ofd', 'kd', 'dkd', 'dist', 'cwd', 'at', 'ab', 'fitnet', 'mgd'])
 def test_presets_train(name: str, preset: str) -> None:
     model = distilled(name, preset=preset)
     train_on(model, [batch(0), batch(1)])
@@ -189,7 +189,39 @@ def test_pixel_kd_counts_valid_pixels_alone() -> None:
     torch.testing.assert_close(value, kd_loss(seen['s'], seen['t'], valid=valid))
 
 
-@pytest.mark.parametrize('method', ['KD', 'CWD'])
+def test_pixel_dkd_looks_up_the_labels_of_the_batch() -> None:
+    model = distilled(distillers=[entry('decode.logits', 'DKD', 1.0)]).eval()
+    data = batch(ignored=16)
+    seen: dict[str, torch.Tensor] = {}
+    head = model.distillers['head_dkd_decode_logits'].head
+    head.register_forward_hook(lambda m, a, out: seen.update(s=a[0], t=a[1]))
+    value = losses(model, data)['distill.loss_head_dkd_decode_logits']
+    labels = torch.stack([sample.gt_sem_seg.data[0] for sample in data['data_samples']])
+    assert len(labels.unique()) > 2
+    cells = labels[:, ::4, ::4]  # the head's stride
+    torch.testing.assert_close(value, dkd_loss(seen['s'], seen['t'], cells))
+    assert not torch.isclose(value, dkd_loss(seen['s'], seen['t'], cells.clamp(max=0)))
+
+
+def test_dkd_leaves_out_pixels_of_classes_that_the_teacher_lacks() -> None:
+    names, theirs = ['road', 'car', 'tree', 'sky'], ['sky', 'mud', 'road', 'car']
+    teacher = dict(model=deeplabv3plus(8, 24), untrained=True, classes=theirs)
+    model = distilled(
+        distillers=[entry('decode.logits', 'DKD', 1.0)], teacher=teacher, classes=names
+    ).eval()
+    data = batch()
+    seen: dict[str, torch.Tensor] = {}
+    head = model.distillers['head_dkd_decode_logits'].head
+    head.register_forward_hook(lambda m, a, out: seen.update(s=a[0], t=a[1]))
+    for first in (1, 3):  # a car, then the sky, in place of the first image's first class
+        data['data_samples'][0].gt_sem_seg.data[0, 32:] = first
+        value = losses(model, data)['distill.loss_head_dkd_decode_logits']
+        labels = torch.stack([sample.gt_sem_seg.data[0] for sample in data['data_samples']])
+        among = torch.tensor([0, 1, -1, 2])[labels.clamp(max=3)].masked_fill(labels > 3, -1)
+        torch.testing.assert_close(value, dkd_loss(seen['s'], seen['t'], among[:, ::4, ::4]))
+
+
+@pytest.mark.parametrize('method', ['KD', 'DKD', 'DIST', 'CWD'])
 def test_what_stands_in_ignored_pixels_changes_nothing(method: str) -> None:
     model = distilled(distillers=[entry('decode.logits', method, 1.0)]).eval()
     values = []
@@ -208,7 +240,7 @@ def test_what_stands_in_ignored_pixels_changes_nothing(method: str) -> None:
     torch.testing.assert_close(values[0], values[1])
 
 
-@pytest.mark.parametrize('method', ['KD', 'CWD'])
+@pytest.mark.parametrize('method', ['KD', 'DKD', 'DIST', 'CWD'])
 def test_a_batch_without_a_labelled_pixel_gives_zero_and_no_nan(method: str) -> None:
     model = distilled(distillers=[entry('decode.logits', method, 1.0)])
     found = losses(model, batch(ignored=64))
