@@ -625,3 +625,60 @@ def fe(sizes: Sizes) -> Problem:
         return ((-d_t / d_t.mean()).exp() * d_s).mean()
 
     return maps(sizes, sizes.vectors, 'FELoss', formula)
+
+
+# Relations within an image
+
+
+def cosines(x: Tensor) -> Tensor:
+    """Cosines between all positions of each image, the lengths constants to the gradient."""
+    rows = x.flatten(2)
+    unit = rows / rows.detach().norm(dim=1, keepdim=True)
+    return torch.einsum('nci,ncj->nij', unit, unit)
+
+
+@case('SKDPairwiseLoss', 'a map of 256 channels', 1, 'gradient')
+def skd_pairwise(sizes: Sizes) -> Problem:
+    """L = 1/(N (hw)^2) sum (a_s - a_t)^2, a the cosines between regions' maxima."""
+    h, w = sizes.fpn[2:]
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        pooled = (F.max_pool2d(x, (h // 2, w // 2), ceil_mode=True) for x in (s, t))
+        ours, theirs = (cosines(x) for x in pooled)
+        return ((ours - theirs) ** 2).sum() / ours[0].numel() / len(s)
+
+    return maps(sizes, sizes.fpn, 'SKDPairwiseLoss', formula)
+
+
+@case('SKDPixelwiseLoss', "a segmentor's logits", 3, 'gradient, log q, p')
+def skd_pixelwise(sizes: Sizes) -> Problem:
+    """L = -1/(H W) sum p log q."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return -(t.softmax(1) * s.softmax(1).log()).sum() / s[0, 0].numel()
+
+    return maps(sizes, sizes.logits, 'SKDPixelwiseLoss', formula)
+
+
+@case('IFVDLoss', 'a map of 256 channels, 19 classes', 2, 'gradient, S without ignored pixels')
+def ifvd(sizes: Sizes) -> Problem:
+    """L = mean (v_s - v_t)^2, v the cosine of a pixel with the mean of its class."""
+    n, _, h, w = sizes.fpn
+    shape = n, 4 * h, 4 * w
+    labels = (19 * sizes.uniform(*shape)).long()
+    batch = Batch({'labels': labels, 'valid': sizes.uniform(*shape) > 0.05})
+
+    def variation(x: Tensor, batch: Batch) -> Tensor:
+        small = batch.labels[:, ::4, ::4]
+        valid = batch.valid[:, ::4, ::4]
+        centre = torch.zeros_like(x)
+        for k in range(19):
+            own = ((small == k) & valid)[:, None]
+            mean = (x * own).sum((2, 3), True) / own.sum((2, 3), True).clamp(min=1)
+            centre = torch.where(own, mean, centre)
+        return torch.where(valid, F.cosine_similarity(x, centre, dim=1), 0.0)
+
+    def formula(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return ((variation(s, batch) - variation(t, batch)) ** 2).mean()
+
+    return replace(maps(sizes, sizes.fpn, 'IFVDLoss', formula), batch=batch)

@@ -45,12 +45,21 @@ from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_fro
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
 from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
 from densekd.methods.relation.fe import FEDistillationHead, FELoss, lp_loss
+from densekd.methods.relation.ifvd import IFVDDistillationHead, IFVDLoss, ifvd_loss
 from densekd.methods.relation.pkt import PKTDistillationHead, PKTLoss, pkt_loss
 from densekd.methods.relation.rkd import (
     RKDDistillationHead,
     RKDLoss,
     rkd_angle_loss,
     rkd_distance_loss,
+)
+from densekd.methods.relation.skd import (
+    SKDPairwiseDistillationHead,
+    SKDPairwiseLoss,
+    SKDPixelwiseDistillationHead,
+    SKDPixelwiseLoss,
+    skd_pairwise_loss,
+    skd_pixelwise_loss,
 )
 from densekd.methods.relation.sp import SPDistillationHead, SPLoss, sp_loss
 from densekd.methods.response.binary_kl import (
@@ -107,6 +116,8 @@ __all__ = [
     'FGFILoss',
     'FitNetDistillationHead',
     'FitNetLoss',
+    'IFVDDistillationHead',
+    'IFVDLoss',
     'IdentityConnector',
     'KDDistillationHead',
     'KDLoss',
@@ -123,6 +134,10 @@ __all__ = [
     'PKTLoss',
     'RKDDistillationHead',
     'RKDLoss',
+    'SKDPairwiseDistillationHead',
+    'SKDPairwiseLoss',
+    'SKDPixelwiseDistillationHead',
+    'SKDPixelwiseLoss',
     'SPDistillationHead',
     'SPLoss',
     'TeacherModule',
@@ -142,6 +157,7 @@ __all__ = [
     'dkd_loss',
     'ensemble_kd_loss',
     'hint_loss',
+    'ifvd_loss',
     'imitation_loss',
     'imitation_mask',
     'kd_loss',
@@ -154,6 +170,8 @@ __all__ = [
     'pkt_loss',
     'rkd_angle_loss',
     'rkd_distance_loss',
+    'skd_pairwise_loss',
+    'skd_pixelwise_loss',
     'sp_loss',
     'weighted_soft_label_loss',
     'weighted_soft_objectness_loss',

@@ -371,3 +371,82 @@ def mgd(
         for _, c, h, w in cells([made]):
             total += (made[c][h][w] - teacher[n][c][h][w]) ** 2
     return total / len(student)
+
+
+def regions(image: list[Any], scale: float, valid: list[Any] | None) -> list[list[float]]:
+    """The largest value of each channel in each part of an image, of its valid cells alone."""
+    height, width = len(image[0]), len(image[0][0])
+    tall, wide = max(int(scale * height), 1), max(int(scale * width), 1)
+    found = []
+    for top, left in itertools.product(range(0, height, tall), range(0, width, wide)):
+        at = [
+            (h, w)
+            for h in range(top, min(top + tall, height))
+            for w in range(left, min(left + wide, width))
+            if valid is None or valid[h][w]
+        ]
+        found.append([max((channel[h][w] for h, w in at), default=0.0) for channel in image])
+    return found
+
+
+def skd_pairwise(
+    student: list[Any],
+    teacher: list[Any],
+    scale: float,
+    valid: list[Any] | None,
+    held: list[Any] | None = None,
+) -> float:
+    """The lengths of the student's features are those of `held`, where that is given."""
+
+    def cosine(a: list[float], b: list[float], lengths: float) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0
+
+    total = 0.0
+    for n in range(len(student)):
+        seen = None if valid is None else valid[n]
+        s, t = regions(student[n], scale, seen), regions(teacher[n], scale, seen)
+        own = [math.hypot(*f) for f in (s if held is None else regions(held[n], scale, seen))]
+        theirs = [math.hypot(*f) for f in t]
+        squares = 0.0
+        for i, j in itertools.product(range(len(s)), repeat=2):
+            ours = cosine(s[i], s[j], own[i] * own[j])
+            squares += (ours - cosine(t[i], t[j], theirs[i] * theirs[j])) ** 2
+        total += squares / len(s) ** 2
+    return total / len(student)
+
+
+def skd_pixelwise(student: list[Any], teacher: list[Any], valid: list[Any] | None) -> float:
+    total = 0.0
+    height, width = len(student[0][0]), len(student[0][0][0])
+    for n, h, w in itertools.product(range(len(student)), range(height), range(width)):
+        if valid is not None and not valid[n][h][w]:
+            continue
+        powers = [[math.exp(channel[h][w]) for channel in x[n]] for x in (student, teacher)]
+        q, p = ([power / sum(one) for power in one] for one in powers)
+        total -= sum(a * math.log(b) for a, b in zip(p, q, strict=True))
+    return total / (height * width)
+
+
+def ifvd(student: list[Any], teacher: list[Any], labels: list[Any], ignored: int) -> float:
+    height, width = len(student[0][0]), len(student[0][0][0])
+    total = 0.0
+    for n in range(len(student)):
+        down, across = len(labels[n]) / height, len(labels[n][0]) / width
+        classes: dict[int, list[tuple[int, int]]] = {}
+        for h, w in itertools.product(range(height), range(width)):
+            classes.setdefault(labels[n][int(h * down)][int(w * across)], []).append((h, w))
+        classes.pop(ignored, None)
+        for at in classes.values():
+            cosines = []
+            for x in (student, teacher):
+                features = [[channel[h][w] for channel in x[n]] for h, w in at]
+                mean = [sum(f[c] for f in features) / len(at) for c in range(len(x[n]))]
+                cosines.append(
+                    [
+                        sum(a * b for a, b in zip(f, mean, strict=True))
+                        / (math.hypot(*f) * math.hypot(*mean))
+                        for f in features
+                    ]
+                )
+            total += sum((s - t) ** 2 for s, t in zip(*cosines, strict=True))
+    return total / (len(student) * height * width)

@@ -37,9 +37,13 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'KDQFLLoss', 'beta': 2.0},
     {'type': 'MGDLoss', 'mask_kind': 'channel'},
     {'type': 'OFDLoss', 'margin': 'empirical'},
+    {'type': 'SKDPairwiseLoss', 'scale': 0.25},
     {'type': 'RKDLoss', 'angle': 0.0},
     {'type': 'RKDLoss', 'distance': 0.0},
 ]
+# Losses that hold a part of themselves constant, as their authors do: the gradient is not that of
+# the value, and test_reference.py has the slopes that it should be.
+HOLDING = ('SKDPairwiseLoss',)
 NAMES = sorted(LOSSES)
 CONFIGS = [{'type': name} for name in NAMES] + VARIANTS
 
@@ -195,7 +199,10 @@ def test_the_gradient_is_that_of_the_value(case: Case) -> None:
         )
         return case.value(moved)
 
-    assert torch.autograd.gradcheck(value, given.students(), fast_mode=True)
+    true = torch.autograd.gradcheck(
+        value, given.students(), fast_mode=True, raise_exception=case.config['type'] not in HOLDING
+    )
+    assert true is (case.config['type'] not in HOLDING)
 
 
 def test_a_dead_student_has_a_gradient_of_ordinary_size(case: Case) -> None:

@@ -27,6 +27,7 @@ from densekd.methods import (
     dkd_loss,
     ensemble_kd_loss,
     hint_loss,
+    ifvd_loss,
     imitation_loss,
     imitation_mask,
     kd_loss,
@@ -35,6 +36,8 @@ from densekd.methods import (
     mgd_loss,
     ofd_loss,
     pkd_loss,
+    skd_pairwise_loss,
+    skd_pixelwise_loss,
     weighted_soft_label_loss,
     weighted_soft_objectness_loss,
 )
@@ -372,6 +375,53 @@ def test_bounded_regression(
     )
     worse = (s - y).square().sum(1) + margin > (t - y).square().sum(1)
     assert len(s) < 9 or (bool(worse.any()) and not bool(worse.all()))
+
+
+@pytest.mark.parametrize('scale', [0.5, 0.25, 0.4])
+@pytest.mark.parametrize('masked', [False, True])
+@sizes(MAPS, *SHAPES, (1, 2, 5, 4))
+def test_skd_pairwise(scale: float, masked: bool, shape: Shape, seed: int) -> None:
+    n, _, h, w = shape
+    s, t = random(*shape, seed=seed), random(n, 5, h, w, seed=seed + 1)
+    valid = random(n, h, w, seed=seed + 2) > -0.5 if masked else None
+    listed = valid.tolist() if masked else None
+    args = t.tolist(), scale, listed
+    value = skd_pairwise_loss(s, t, scale, valid).item()
+    assert value == pytest.approx(reference.skd_pairwise(s.tolist(), *args), abs=1e-12)
+    check(  # the lengths are constants to the gradient
+        lambda x: skd_pairwise_loss(x, t, scale, valid),
+        lambda x: reference.skd_pairwise(x.tolist(), *args, held=s.tolist()),
+        s,
+    )
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@sizes(MAPS, *SHAPES)
+def test_skd_pixelwise(masked: bool, shape: Shape, seed: int) -> None:
+    s, t = 2 * random(*shape, seed=seed), 2 * random(*shape, seed=seed + 1)
+    valid = random(shape[0], *shape[2:], seed=seed + 2) > -0.5 if masked else None
+    check(
+        lambda x: skd_pixelwise_loss(x, t, valid),
+        lambda x: reference.skd_pixelwise(
+            x.tolist(), t.tolist(), valid.tolist() if masked else None
+        ),
+        s,
+    )
+
+
+@pytest.mark.parametrize('enlarged', [1, 4])
+@pytest.mark.parametrize('ignored', [255, 2])
+@sizes(MAPS.filter(lambda shape: shape[1] > 1), (2, 3, 2, 4), (1, 2, 3, 1), (2, 4, 4, 5))
+def test_ifvd(enlarged: int, ignored: int, shape: Shape, seed: int) -> None:
+    n, _, h, w = shape
+    s, t = random(*shape, seed=seed), random(n, 5, h, w, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (n, enlarged * h, enlarged * w), generator=generator)
+    check(
+        lambda x: ifvd_loss(x, t, labels, ignored),
+        lambda x: reference.ifvd(x.tolist(), t.tolist(), labels.tolist(), ignored),
+        s,
+    )
 
 
 def test_every_function_is_compared() -> None:

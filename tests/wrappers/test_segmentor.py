@@ -115,7 +115,9 @@ def test_the_teachers_dropout_is_off() -> None:
 
 
 @every
-@pytest.mark.parametrize('preset', ['ofd', 'kd', 'dkd', 'dist', 'cwd', 'at', 'ab', 'fitnet', 'mgd'])
+@pytest.mark.parametrize(
+    'preset', ['ofd', 'kd', 'dkd', 'dist', 'cwd', 'at', 'ab', 'fitnet', 'mgd', 'skd', 'ifvd']
+)
 def test_presets_train(name: str, preset: str) -> None:
     model = distilled(name, preset=preset)
     train_on(model, [batch(0), batch(1)])
@@ -221,7 +223,9 @@ def test_dkd_leaves_out_pixels_of_classes_that_the_teacher_lacks() -> None:
         torch.testing.assert_close(value, dkd_loss(seen['s'], seen['t'], among[:, ::4, ::4]))
 
 
-@pytest.mark.parametrize('method', ['KD', 'DKD', 'DIST', 'CWD'])
+@pytest.mark.parametrize(
+    'method', ['KD', 'DKD', 'DIST', 'CWD', 'SKDPairwise', 'SKDPixelwise', 'IFVD']
+)
 def test_what_stands_in_ignored_pixels_changes_nothing(method: str) -> None:
     model = distilled(distillers=[entry('decode.logits', method, 1.0)]).eval()
     values = []
@@ -240,7 +244,9 @@ def test_what_stands_in_ignored_pixels_changes_nothing(method: str) -> None:
     torch.testing.assert_close(values[0], values[1])
 
 
-@pytest.mark.parametrize('method', ['KD', 'DKD', 'DIST', 'CWD'])
+@pytest.mark.parametrize(
+    'method', ['KD', 'DKD', 'DIST', 'CWD', 'SKDPairwise', 'SKDPixelwise', 'IFVD']
+)
 def test_a_batch_without_a_labelled_pixel_gives_zero_and_no_nan(method: str) -> None:
     model = distilled(distillers=[entry('decode.logits', method, 1.0)])
     found = losses(model, batch(ignored=64))
