@@ -10,12 +10,11 @@ Expected: more than the student's 76.89 mIoU on val (teacher 81.08).
 Both decoders give logits at stride 4, compared with the authors' weight 3 and temperature 4. Of the
 backbones, the student's last stage (stride 8, 512 channels) learns from the teacher's third (stride
 16, 320 channels): a 1x1 convolution takes it to as many channels, and the larger map is averaged
-down. The teacher's own last stage has stride 32, too far for a comparison cell by cell. Weight 10 and
-temperature 1 are those of public ports for features of detectors; for this place they are a start.
+down. The teacher's own last stage has stride 32, too far for a comparison cell by cell. Weight 10
+and temperature 1 are those of public ports for features of detectors; here they are a start.
 
-Where a module in the midst of a transformer hands out tokens, dict(path=..., tokens=True) reads them
-as a map: dict(path='backbone.layers.2.1.5', tokens=True) is the teacher's third stage without its
-last normalisation.
+Where a module in the midst of a transformer hands out tokens, dict(path=..., tokens=True) reads
+them as a map: with path='backbone.layers.2.1.5', the teacher's third stage before its last norm.
 """
 
 _base_ = ['mmseg::deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py']
