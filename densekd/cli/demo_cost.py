@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,26 @@ import torch
 from torch import nn
 
 
-def load_detector(cfg: Any, checkpoint: Path) -> Any:
-    """Returns the trained detector of a config, the student's for a distillation config."""
+def load_model(cfg: Any, checkpoint: Path) -> Any:
+    """Returns the trained network of a config, the student's for a distillation config."""
     from densekd.core.checkpoint import load_weights, read_checkpoint
     from densekd.engine.run import student_config
     from densekd.wrappers.build import build_network, without_pretrained
     from densekd.wrappers.config import plain
 
-    model = build_network(without_pretrained(plain(student_config(cfg).model)), 'mmdet', 'demo')
+    student = without_pretrained(plain(student_config(cfg).model))
+    model = build_network(student, cfg.default_scope, 'student')
     load_weights(model, read_checkpoint(checkpoint), checkpoint, 'student')
     return model.eval()
 
 
 def test_images(cfg: Any, count: int) -> list[Any]:
     """Returns the first images of a config's test split, each as a batch of one."""
-    import mmdet.datasets  # noqa: F401  registers what it holds
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS, DefaultScope
 
-    with DefaultScope.overwrite_default_scope('mmdet'):
+    import_module(f'{cfg.default_scope}.datasets')  # which registers what it holds
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset.to_dict())
     return [pseudo_collate([dataset[i]]) for i in range(min(count, len(dataset)))]
 

@@ -25,13 +25,13 @@ def report(runs: Sequence[Run], out: Path, shown: Reporter) -> list[str]:
         out: The folder.
         shown: What shows the progress.
     """
-    from densekd.cli.demo_cost import flops, latencies, load_detector, parameters, test_images
+    from densekd.cli.demo_cost import flops, latencies, load_model, parameters, test_images
     from densekd.cli.demo_picture import draw_detections, draw_losses
     from densekd.engine.run import write_json
 
     teacher, plain, distilled = runs
     shown.say('measuring costs, drawing pictures')
-    models = [load_detector(run.config, run.checkpoint) for run in runs]
+    models = [load_model(run.config, run.checkpoint) for run in runs]
     batches = test_images(plain.config, PICTURED)
     milliseconds = latencies(models, batches[0])
     share = gap_recovered(teacher.map, plain.map, distilled.map)

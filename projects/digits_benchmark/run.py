@@ -62,6 +62,7 @@ SETTINGS = {
 # Every other arm is a method, by the name of its folder in configs/kd.
 CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
 DEFAULT_ARMS = ('teacher', 'plain', 'pkd', 'equal-time', 'untrained-teacher')
+PICTURED = 300  # test images among which those that changed most are drawn
 # What is chosen on one split of seeds and scenes is reported on another.
 SEEDS = {'val': (100, 101), 'test': (0, 1, 2, 3, 4)}
 
@@ -323,6 +324,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def picture(runs: Sequence[Mapping[str, Any]], args: argparse.Namespace) -> None:
+    """Draws what the best method changed, at the first seed that has all three models."""
+    import pictures
+    import table
+
+    from densekd.cli.demo_cost import load_model, test_images
+    from densekd.engine import load_config
+
+    scores = list(SETTINGS[args.model].scores)
+    arms = [row['arm'] for row in table.summarise(runs, scores) if row['arm'] not in CONTROLS]
+    done = dict(finished(args.work_dir))
+    for seed in sorted({job.seed for job in done}) if arms else ():
+        teacher = seed if args.teacher_seed is None else args.teacher_seed
+        compared = (Job('plain', seed), Job(arms[-1], seed), Job('teacher', teacher))
+        if not done.keys() >= {*compared}:
+            continue
+        models = {}
+        for name, job in zip(pictures.MODELS, compared, strict=True):
+            folder = args.work_dir / str(job)
+            cfg = load_config(next(folder.glob('*.py')))
+            models[name] = load_model(cfg, folder / done[job]['checkpoint'])
+        palette = cfg.test_dataloader.dataset.metainfo['palette']
+        path = args.results / f'{named(args)}_masks.png'
+        pictures.draw_masks(models, test_images(cfg, PICTURED), palette, path)
+        return
+
+
 def named(args: argparse.Namespace) -> str:
     """Returns what the results of a model on a split are called."""
     return args.model if args.split == 'test' else f'{args.model}_{args.split}'
@@ -363,6 +391,8 @@ def write(args: argparse.Namespace) -> None:
         'long_epochs': args.long_epochs,
     }
     table.write_results(runs, settings, args.results, named(args))
+    if setting.task == 'segmentation':
+        picture(runs, args)
     logs = args.results / 'logs' / named(args)
     for job, _ in finished(args.work_dir):
         table.write_log(args.work_dir / str(job), logs / f'{job}.jsonl')
