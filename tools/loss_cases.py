@@ -241,6 +241,11 @@ def rows_of(logits: Tensor, anchors: int) -> Tensor:
     return logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1] // anchors)
 
 
+def unit(x: Tensor) -> Tensor:
+    """Returns rows of unit length."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
 # Features
 
 
@@ -544,12 +549,42 @@ def bounded_regression(sizes: Sizes) -> Problem:
     return replace(problem, batch=batch)
 
 
+@case('NSTLoss', 'ResNet-50 C5 of 64 images', 1, 'gradient')
+def nst(sizes: Sizes) -> Problem:
+    """L = mean <s, s>^2 + mean <t, t>^2 - 2 mean <s, t>^2, of channels of unit length."""
+
+    def products(x: Tensor, y: Tensor) -> Tensor:
+        return (unit(x.flatten(2)) @ unit(y.flatten(2)).transpose(1, 2)) ** 2
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return products(s, s).mean() + products(t, t).mean() - 2 * products(s, t).mean()
+
+    return maps(sizes, sizes.stages[-1], 'NSTLoss', formula)
+
+
+def stages(sizes: Sizes, loss: str, formula: Formula, count: int, **options: Any) -> Problem:
+    """Returns a problem on the last stages of a classifier."""
+    shapes = sizes.stages[-count:]
+    student, teacher = [sizes.student(*x) for x in shapes], [sizes.normal(*x) for x in shapes]
+    return Problem(build(loss, **options), student, teacher, formula)
+
+
+@case('FSPLoss', 'ResNet-50 C4 and C5 of 64 images', 3, 'gradients, G and its gradient')
+def fsp(sizes: Sizes) -> Problem:
+    """L = mean (G_s - G_t)^2, G = first second^T / (H*W)."""
+
+    def flow(pair: list[Tensor]) -> Tensor:
+        size = pair[1].shape[2:]
+        first = F.adaptive_max_pool2d(pair[0], size)
+        return torch.einsum('nihw,njhw->nij', first, pair[1]) / (size[0] * size[1])
+
+    def formula(s: list[Tensor], t: list[Tensor], _: Batch) -> Tensor:
+        return ((flow(s) - flow(t)) ** 2).mean()
+
+    return stages(sizes, 'FSPLoss', formula, 2)
+
+
 # Relations between images
-
-
-def unit(x: Tensor) -> Tensor:
-    """Returns rows of unit length."""
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 @case('RKDLoss', 'vectors of 64 images', 3, 'gradient, N^3 angles')

@@ -40,7 +40,9 @@ from densekd.methods.feature.fgfi import (
     imitation_mask,
 )
 from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
+from densekd.methods.feature.fsp import FSPDistillationHead, FSPLoss, fsp_loss, fsp_matrix
 from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
+from densekd.methods.feature.nst import NSTDistillationHead, NSTLoss, nst_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
 from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
@@ -114,6 +116,8 @@ __all__ = [
     'FELoss',
     'FGFIDistillationHead',
     'FGFILoss',
+    'FSPDistillationHead',
+    'FSPLoss',
     'FitNetDistillationHead',
     'FitNetLoss',
     'IFVDDistillationHead',
@@ -126,6 +130,8 @@ __all__ = [
     'LinearConnector',
     'MGDDistillationHead',
     'MGDLoss',
+    'NSTDistillationHead',
+    'NSTLoss',
     'OFDDistillationHead',
     'OFDLoss',
     'PKDDistillationHead',
@@ -156,6 +162,8 @@ __all__ = [
     'dist_loss',
     'dkd_loss',
     'ensemble_kd_loss',
+    'fsp_loss',
+    'fsp_matrix',
     'hint_loss',
     'ifvd_loss',
     'imitation_loss',
@@ -165,6 +173,7 @@ __all__ = [
     'lp_loss',
     'margin_from_bn',
     'mgd_loss',
+    'nst_loss',
     'ofd_loss',
     'pkd_loss',
     'pkt_loss',

@@ -336,14 +336,16 @@ def _loss(name: str) -> Callable[..., Any]:
 
 def _count(head: str, student: int, teacher: int) -> int | None:
     """Returns the parameters of a head that is bound to so many channels, or None if it can't."""
-    places = [
-        Place(Tap('toy'), ((2, channels, 8, 8),), ((8.0, 8.0),), norm=nn.BatchNorm2d(channels))
-        for channels in (student, teacher)
-    ]
     try:
         with torch.random.fork_rng(devices=[]):  # to list methods must not shift a training
             module = build(head)
-            module.bind(*places)
+            maps = 1 if module.loss.pairs else 2  # what takes a list may need one
+            module.bind(*(_toy(channels, maps) for channels in (student, teacher)))
     except DenseKDError:
         return None
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _toy(channels: int, maps: int) -> Place:
+    norm = nn.BatchNorm2d(channels)
+    return Place(Tap('toy'), ((2, channels, 8, 8),) * maps, ((8.0, 8.0),) * maps, norm)

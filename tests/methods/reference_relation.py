@@ -110,3 +110,63 @@ def locality(student: list[Row], teacher: list[Row], k: int) -> float:
     for (i, j), square in zip(pairs, apart, strict=True):
         total += math.exp(-square / scale) * length(minus(student[i], student[j])) ** 2
     return total / (count * k)
+
+
+def channels(image: list[Any]) -> list[Row]:
+    """Returns each channel of one image as a row of its cells."""
+    return [flat(channel) for channel in image]
+
+
+def nst(student: list[Any], teacher: list[Any], kernel: str, sigma2: float | None) -> float:
+    total = 0.0
+    for one, other in zip(student, teacher, strict=True):
+        s, t = ([unit(row) for row in channels(image)] for image in (one, other))
+        width = sigma2
+        if kernel == 'gaussian' and width is None:
+            width = sum(length(minus(a, b)) ** 2 for a in s for b in t) / (len(s) * len(t)) or 1.0
+
+        def mean(x: list[Row], y: list[Row], width: float | None = width) -> float:
+            values = []
+            for a in x:
+                for b in y:
+                    if kernel == 'gaussian':
+                        values.append(math.exp(-(length(minus(a, b)) ** 2) / (2 * width)))
+                    else:
+                        values.append(dot(a, b) ** (1 if kernel == 'linear' else 2))
+            return sum(values) / len(values)
+
+        total += mean(s, s) + mean(t, t) - 2 * mean(s, t)
+    return total / len(student)
+
+
+def bins(size: int, count: int) -> list[range]:
+    """Returns which of `size` cells each of `count` pooled ones covers."""
+    return [range(i * size // count, -((-(i + 1) * size) // count)) for i in range(count)]
+
+
+def max_pooled(image: list[Any], height: int, width: int) -> list[Any]:
+    return [
+        [
+            [
+                max(channel[y][x] for y in rows for x in columns)
+                for columns in bins(len(channel[0]), width)
+            ]
+            for rows in bins(len(channel), height)
+        ]
+        for channel in image
+    ]
+
+
+def fsp_matrix(first: list[Any], second: list[Any]) -> list[Any]:
+    result = []
+    for one, other in zip(first, second, strict=True):
+        height = min(len(one[0]), len(other[0]))
+        width = min(len(one[0][0]), len(other[0][0]))
+        a, b = (channels(max_pooled(image, height, width)) for image in (one, other))
+        result.append([[dot(x, y) / (height * width) for y in b] for x in a])
+    return result
+
+
+def fsp(student: list[Any], teacher: list[Any]) -> float:
+    s, t = flat(fsp_matrix(*student)), flat(fsp_matrix(*teacher))
+    return sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / len(s)

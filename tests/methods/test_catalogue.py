@@ -147,7 +147,16 @@ def test_needs(name: str, needs: str) -> None:
     assert by_name(name).needs == needs
 
 
-ADDS = {'at': NO, 'kd': NO, 'chen2017': NO, 'pkd': UNLIKE, 'fgfi': YES, 'ofd': YES, 'mgd': YES}
+ADDS = {
+    'at': NO,
+    'kd': NO,
+    'chen2017': NO,
+    'pkd': UNLIKE,
+    'fgfi': YES,
+    'ofd': YES,
+    'mgd': YES,
+    'fsp': UNLIKE,
+}
 
 
 @pytest.mark.parametrize(('name', 'adds'), ADDS.items())

@@ -36,6 +36,8 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'KDLoss', 'mode': 'mean_logit'},
     {'type': 'KDQFLLoss', 'beta': 2.0},
     {'type': 'MGDLoss', 'mask_kind': 'channel'},
+    {'type': 'NSTLoss', 'kernel': 'linear'},
+    {'type': 'NSTLoss', 'kernel': 'gaussian'},
     {'type': 'OFDLoss', 'margin': 'empirical'},
     {'type': 'SKDPairwiseLoss', 'scale': 0.25},
     {'type': 'RKDLoss', 'angle': 0.0},

@@ -12,11 +12,15 @@ from torch import Tensor
 from densekd.methods import (
     CCLoss,
     FELoss,
+    NSTLoss,
     PKTLoss,
     RKDLoss,
     SPLoss,
     cc_loss,
+    fsp_loss,
+    fsp_matrix,
     lp_loss,
+    nst_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
@@ -154,6 +158,73 @@ def test_lp_has_no_pairs_between_clusters() -> None:
     moved = s + torch.tensor([0.0] * 4 + [50.0] * 4)[:, None]
     torch.testing.assert_close(lp_loss(moved, t, k=3), lp_loss(s, t, k=3), rtol=1e-4, atol=0)
     assert lp_loss(moved, t, k=4) > 10 * lp_loss(s, t, k=4)
+
+
+# NST
+
+
+def test_nst_of_the_linear_kernel_is_the_distance_of_two_mean_channels() -> None:
+    s, t = torch.randn(3, 4, 2, 3), torch.randn(3, 5, 2, 3)
+    means = [(x.flatten(2) / x.flatten(2).norm(dim=2, keepdim=True)).mean(1) for x in (s, t)]
+    expected = (means[0] - means[1]).square().sum(1).mean()
+    torch.testing.assert_close(nst_loss(s, t, 'linear'), expected)
+
+
+@pytest.mark.parametrize('kernel', ['linear', 'poly', 'gaussian'])
+@pytest.mark.parametrize('size', [(2, 2), (5, 6)])  # fewer cells than channels, and more
+def test_nst_is_blind_to_scale_order_and_number_of_channels(
+    kernel: str, size: tuple[int, int]
+) -> None:
+    s, t = torch.randn(2, 6, *size).double(), torch.randn(2, 5, *size).double()
+    expected = nst_loss(s, t, kernel)
+    assert expected > 1e-3
+    scale = torch.rand(1, 6, 1, 1).double() + 0.5
+    for same in (scale * s, s[:, torch.randperm(6)], torch.cat([s, s], 1)):
+        torch.testing.assert_close(nst_loss(same, t, kernel), expected)
+        assert abs(nst_loss(same, s, kernel).item()) < 1e-12
+    torch.testing.assert_close(nst_loss(torch.cat([s, s]), torch.cat([t, t]), kernel), expected)
+
+
+def test_nst_by_hand() -> None:
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).reshape(1, 2, 1, 2)
+    first = x[:, :1]
+    assert nst_loss(x, first).item() == pytest.approx(0.5)
+    # Squared distances across are 0 and 2: sigma2 = 1.
+    expected = (1 + math.exp(-1)) / 2 + 1 - 2 * (1 + math.exp(-1)) / 2
+    assert nst_loss(x, first, 'gaussian').item() == pytest.approx(expected)
+    assert nst_loss(x, first, 'gaussian', sigma2=1.0).item() == pytest.approx(expected)
+    assert NSTLoss(loss_weight=50.0)(x, first).item() == pytest.approx(25.0)
+
+
+# FSP
+
+
+def test_fsp_of_ones_is_ones() -> None:
+    ones = fsp_matrix(torch.ones(2, 3, 4, 5), torch.ones(2, 4, 4, 5))
+    torch.testing.assert_close(ones, torch.ones(2, 3, 4))
+    first, second = torch.randn(2, 3, 1, 1), torch.randn(2, 4, 1, 1)
+    outer = first[:, :, 0] * second[:, None, :, 0, 0]
+    torch.testing.assert_close(fsp_matrix(first, second), outer)
+
+
+def test_fsp_pools_the_larger_map_by_its_maximum() -> None:
+    first = torch.tensor([[1.0, 5.0], [2.0, 3.0]]).reshape(1, 1, 2, 2)
+    second = torch.tensor([10.0, 100.0]).reshape(1, 1, 2, 1)
+    assert fsp_matrix(first, second).item() == (5 * 10 + 3 * 100) / 2
+
+
+def test_fsp_grows_with_the_square_and_does_not_see_positions() -> None:
+    s, t = torch.randn(2, 3, 2, 3), torch.randn(2, 3, 2, 4)
+    torch.testing.assert_close(fsp_matrix(2 * s, 2 * t), 4 * fsp_matrix(s, t))
+    shuffled = [
+        x.flatten(2)[:, :, torch.tensor([4, 2, 0, 5, 1, 3])].reshape(2, 3, 2, 3) for x in (s, s + 1)
+    ]
+    torch.testing.assert_close(fsp_matrix(*shuffled), fsp_matrix(s, s + 1))
+    assert fsp_loss((s, s + 1), shuffled).item() < 1e-12
+    with_twice = fsp_loss(
+        (torch.cat([s, s]), torch.cat([t, t])), (torch.cat([t, t]), torch.cat([s, s]))
+    )
+    torch.testing.assert_close(with_twice, fsp_loss((s, t), (t, s)))
 
 
 # All of them

@@ -25,3 +25,21 @@ def test_a_dense_task_has_no_place_for_them(name: str) -> None:
         preset(name, anatomy('segmentor', [*STAGES, 'decode.logits']))
     with pytest.raises(ConfigError, match=f"preset '{name}': there is no at='neck'"):
         preset(name, classifier(STAGES), 'neck')
+
+
+def test_nst_is_at_the_end_of_the_backbone() -> None:
+    for of in (classifier(STAGES), detector()):
+        assert table(preset('nst', of)) == {'nst': ('backbone.c5', 50.0)}
+    assert table(preset('nst', classifier(STAGES[:3]))) == {'nst': ('backbone.c4', 50.0)}
+
+
+def test_fsp_is_between_each_stage_and_the_next() -> None:
+    c2, c3, c4, c5 = STAGES
+    assert table(preset('fsp', classifier(STAGES[:3]))) == {
+        'fsp_c2_c3': ([c2, c3], 1.0),
+        'fsp_c3_c4': ([c3, c4], 1.0),
+    }
+    # The first stage is frozen.
+    assert list(table(preset('fsp', detector()))) == ['fsp_c3_c4', 'fsp_c4_c5']
+    with pytest.raises(ConfigError, match=r"preset 'fsp': it needs two taps .*\['backbone.c5'\]"):
+        preset('fsp', classifier([c5]))

@@ -1,13 +1,17 @@
-"""Relations against the loops of reference_relation.py: value, and slope along every coordinate."""
+"""Relations of images and maps against the loops of reference_relation.py: values and slopes."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import strategies as st
 
 from densekd.methods import (
     cc_loss,
+    fsp_loss,
+    fsp_matrix,
     lp_loss,
+    nst_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
@@ -15,7 +19,7 @@ from densekd.methods import (
 )
 from densekd.methods.relation import rkd
 from tests.methods import reference_relation as reference
-from tests.methods.test_reference import Shape, check, random, sizes
+from tests.methods.test_reference import SMALL_MAPS, Shape, check, random, sizes
 
 VECTORS = st.tuples(st.integers(2, 5), st.integers(1, 4))
 WIDE = st.tuples(st.integers(2, 5), st.integers(2, 4))
@@ -69,3 +73,47 @@ def test_cc(shape: Shape, seed: int, gamma: float) -> None:
 def test_lp(shape: Shape, seed: int, k: int) -> None:
     s, t = random(*shape, seed=seed), random(shape[0], 6, seed=seed + 1)
     check(lambda x: lp_loss(x, t, k), lambda x: reference.locality(x.tolist(), t.tolist(), k), s)
+
+
+@pytest.mark.parametrize('channels', [1, 6])  # fewer, and more products than cells have
+@pytest.mark.parametrize(
+    ('kernel', 'sigma2'), [('linear', None), ('poly', None), ('gaussian', 0.7), ('gaussian', None)]
+)
+@sizes(SMALL_MAPS, (2, 3, 2, 2), (1, 2, 3, 1))
+def test_nst(shape: Shape, seed: int, channels: int, kernel: str, sigma2: float | None) -> None:
+    n, _, h, w = shape
+    s, t = random(*shape, seed=seed), random(n, channels, h, w, seed=seed + 1)
+    if kernel == 'gaussian' and sigma2 is None:
+        # The width is a constant to the gradient, which the loops can't say.
+        value = nst_loss(s, t, kernel).item()
+        assert value == pytest.approx(
+            reference.nst(s.tolist(), t.tolist(), kernel, None), abs=1e-12
+        )
+        return
+    check(
+        lambda x: nst_loss(x, t, kernel, sigma2),
+        lambda x: reference.nst(x.tolist(), t.tolist(), kernel, sigma2),
+        s,
+    )
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (5, 2)])
+@sizes(SMALL_MAPS, (2, 3, 4, 3), (1, 2, 3, 1))
+def test_fsp(shape: Shape, seed: int, size: tuple[int, int]) -> None:
+    n, c, h, w = shape
+    s, t = random(*shape, seed=seed), random(n, c, 2 * h, w, seed=seed + 1)
+    second, other = random(n, 2, *size, seed=seed + 2), random(n, 2, 3, 3, seed=seed + 3)
+    slow = reference.fsp_matrix(s.tolist(), second.tolist())
+    torch.testing.assert_close(
+        fsp_matrix(s, second), torch.tensor(slow).double(), rtol=1e-6, atol=0
+    )
+    theirs = (t, other)
+    for pair in (lambda x: (x, second), lambda x: (second, x)):
+        given = theirs if pair(s)[0] is s else theirs[::-1]
+        check(
+            lambda x, pair=pair, given=given: fsp_loss(pair(x), given),
+            lambda x, pair=pair, given=given: reference.fsp(
+                [y.tolist() for y in pair(x)], [y.tolist() for y in given]
+            ),
+            s,
+        )

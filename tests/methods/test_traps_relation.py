@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from densekd.errors import ConfigError, ShapeError
+from densekd.core.taps import Place, Tap
+from densekd.errors import ConfigError, ShapeError, TapError
 from densekd.methods import (
     CCLoss,
     FELoss,
+    FSPDistillationHead,
+    FSPLoss,
+    NSTLoss,
     RKDLoss,
     cc_loss,
+    fsp_loss,
     lp_loss,
+    nst_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     sp_loss,
 )
+from densekd.methods.feature import nst
 from densekd.methods.relation import rkd
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -185,3 +193,98 @@ def test_a_neighbour_that_is_a_duplicate_counts_and_oneself_does_not() -> None:
     s = torch.tensor([[0.0], [1.0], [0.0], [0.0]])
     # Two pairs at distance 0 with weight 1, two at 0.5 between equal vectors.
     assert lp_loss(s, t, k=1).item() == pytest.approx(2 / 4)
+
+
+# NST
+
+
+@pytest.mark.parametrize('kernel', nst.KERNELS)
+def test_a_dead_channel_has_no_gradient_and_harms_no_other(kernel: str) -> None:
+    for size in ((2, 2), (5, 5)):
+        s, t = torch.randn(2, 6, *size), torch.randn(2, 5, *size)
+        s[:, 2] = 0
+        grad = gradient(lambda x, y: nst_loss(x, y, kernel), s, t)
+        assert not grad[:, 2].any() and bool(grad[:, 1].any()) and grad.abs().max() < 10
+        assert gradient(lambda x, y: nst_loss(x, y, kernel), s, 0 * t).abs().max() < 10
+        assert not gradient(lambda x, y: nst_loss(x, y, kernel), 0 * s, t).any()
+        assert not gradient(lambda x, y: nst_loss(x, y, kernel), 0 * s, 0 * t).any()
+
+
+@pytest.mark.parametrize('kernel', nst.KERNELS)
+@pytest.mark.parametrize('size', [(3, 3), (12, 12)])
+def test_the_discrepancy_of_equals_is_no_less_than_rounding(kernel: str, size: Any) -> None:
+    for seed in range(5):
+        x = torch.randn(2, 32, *size, generator=torch.Generator().manual_seed(seed))
+        assert -1e-6 < nst_loss(x, x, kernel).item() < 1e-6
+        assert nst_loss(x + 1e-3 * torch.randn_like(x), x, kernel).item() > -1e-6
+
+
+def test_channels_that_are_all_alike_have_a_width_all_the_same() -> None:
+    """Their distances are rounding errors, of either sign."""
+    for channel in torch.randn(9, 1, 1, 5, 5):
+        s, t = (scale * channel.expand(1, 7, 5, 5) for scale in (1.0, 3.0))
+        assert abs(nst_loss(s, t, 'gaussian').item()) < 1e-5
+        assert gradient(lambda x, y: nst_loss(x, y, 'gaussian'), s, t).abs().max() < 1e-5
+
+
+def test_nst_never_holds_a_difference_of_every_pair_of_channels() -> None:
+    """As broadcasting would: 2 * 64 * 64 * 100 numbers."""
+    for kernel in nst.KERNELS:
+        for size in ((10, 10), (3, 3)):
+            sizes = []
+
+            def pack(x: Tensor, sizes: list[int] = sizes) -> Tensor:
+                sizes.append(x.numel())
+                return x
+
+            s, t = torch.randn(2, 2, 64, *size)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+                nst_loss(s.requires_grad_(), t, kernel)
+            assert max(sizes) <= 2 * 64 * max(64, size[0] * size[1])
+
+
+def test_nst_resizes_and_refuses() -> None:
+    s, t = torch.randn(1, 3, 4, 4), torch.randn(1, 5, 2, 8)
+    small = torch.nn.functional.adaptive_avg_pool2d
+    torch.testing.assert_close(NSTLoss()(s, t), nst_loss(small(s, (2, 4)), small(t, (2, 4))))
+    with pytest.raises(ShapeError, match='nst_loss: the student map .* N, H and W must agree'):
+        nst_loss(s, t)
+    with pytest.raises(ConfigError, match="no kernel 'polynom'. Did you mean 'poly'"):
+        NSTLoss(kernel='polynom')
+    for options in ({'sigma2': 1.0}, {'kernel': 'gaussian', 'sigma2': 0.0}):
+        with pytest.raises(ConfigError, match="sigma2 is the width of the kernel 'gaussian'"):
+            NSTLoss(**options)
+
+
+# FSP
+
+
+def two_places(*shapes: tuple[int, ...]) -> Place:
+    return Place(Tap('x', name='backbone'), shapes, ((8.0, 8.0),) * len(shapes))
+
+
+def test_fsp_is_between_two_maps() -> None:
+    ones = torch.ones(1, 2, 2, 2)
+    for shapes in (((1, 2, 2, 2),), ((1, 2, 2, 2),) * 3, ((1, 2, 2, 2), (1, 4))):
+        with pytest.raises(TapError, match=r"FSPLoss: tap 'backbone' gives .* list of two places"):
+            FSPLoss().bind(two_places(*shapes), two_places((1, 2, 2, 2), (1, 2, 2, 2)))
+    with pytest.raises(ShapeError, match='fsp_loss: the teacher gives 3 maps'):
+        fsp_loss((ones, ones), [ones] * 3)
+    with pytest.raises(ShapeError, match=r'matrices of channels are \(1, 2, 2\).*\(1, 4, 2\)'):
+        fsp_loss((ones, ones), (torch.ones(1, 4, 2, 2), ones))
+
+
+def test_fsp_converts_what_differs_and_nothing_else() -> None:
+    head = FSPDistillationHead()
+    head.bind(two_places((1, 2, 4, 4), (1, 4, 2, 2)), two_places((1, 2, 4, 4), (1, 6, 2, 2)))
+    first, second = head.stu_connector
+    assert list(first.parameters()) == [] and second.layers.conv.out_channels == 6
+    s = [torch.randn(2, 2, 4, 4), torch.randn(2, 4, 2, 2)]
+    t = [torch.randn(2, 2, 6, 6), torch.randn(2, 6, 3, 3)]  # sizes are each side's own
+    assert head(s, t).isfinite()
+
+
+def test_fsp_of_large_half_precision_maps_is_finite() -> None:
+    x = torch.full((1, 2, 64, 64), 200.0, dtype=torch.bfloat16)
+    value = FSPLoss()([x, x], [x / 2, x / 2])
+    assert value.item() == pytest.approx((200.0**2 - 100.0**2) ** 2)
