@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from densekd.core.taps import Tap, Taps
-from densekd.errors import DataError
+from densekd.errors import ConfigError, DataError
 from densekd.wrappers.model import DistillModel
 from densekd.wrappers.named_taps import frozen_taps
 from densekd.wrappers.segmentor_taps import heads, segmentor_forward, segmentor_taps
@@ -56,6 +56,25 @@ class DistillSegmentor(DistillModel):
         """Returns the batch normalised as the teacher was trained to see it."""
         sizes = [sample.metainfo['img_shape'][:2] for sample in data_samples]
         return teacher_view(self.data_preprocessor, teacher.data_preprocessor, inputs, sizes)
+
+    def check_rows(self) -> None:
+        """Refuses logits of unlike classes, which a connector would take for mere channels.
+
+        Raises:
+            ConfigError: With what would pair them.
+        """
+        for key, (student, teacher) in self.places.items():
+            distiller: Any = self.distillers[key]
+            taps = (distiller.taps(side).values() for side in ('student', 'teacher'))
+            for s, t, own, other in zip(*taps, student.shapes, teacher.shapes, strict=False):
+                logits = s.name.endswith('.logits') and t.name.endswith('.logits')
+                if logits and own[1] != other[1] and distiller.head.loss.compares_channels:
+                    raise ConfigError(
+                        f'distiller {key!r}: {s.label!r} has {own[1]} classes in the student and '
+                        f'{other[1]} in the teacher, and it is not known which of them are the '
+                        'same. Name the classes of both, as model.classes and teacher.classes, or '
+                        'compare features.'
+                    )
 
     def offered(self) -> tuple[str, ...]:
         """Returns the fields of the batch that a segmentor gives."""

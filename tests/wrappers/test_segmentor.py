@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from densekd.core.head import DistillationHead
 from densekd.core.taps import Taps
 from densekd.core.trace import trace
-from densekd.errors import ConfigError, DataError
+from densekd.errors import ConfigError, DataError, ShapeError
 from densekd.methods import dkd_loss, kd_loss
 from densekd.wrappers.build import build_network
 from densekd.wrappers.segmentor import DistillSegmentor
@@ -281,6 +282,74 @@ def test_classes_are_paired_by_name() -> None:
     assert torch.equal(seen['t'], raw[-1][:, [theirs.index(n) for n in names]])
     with pytest.raises(ConfigError, match='4 classes.*2'):
         distilled(classes=['road', 'car'])
+
+
+def test_logits_of_unlike_counts_are_no_mere_channels() -> None:
+    """With names they are paired; without, a connector between them would learn nonsense."""
+    six = dict(model=deeplabv3plus(8, 24, 6), untrained=True)
+    cwd = [entry('decode.logits', 'CWD')]
+    with pytest.raises(
+        ConfigError,
+        match="'head_cwd_decode_logits': 'decode.logits' has 4 classes in the student and 6 in the "
+        'teacher, .* Name the classes of both, as model.classes and teacher.classes, or compare',
+    ):
+        distilled(teacher=six, distillers=cwd)
+    with pytest.raises(ShapeError, match='student has 4 classes and the teacher 6'):
+        distilled(teacher=six, preset='kd')
+    named = dict(six, classes=['sky', 'bus', 'car', 'road', 'sign', 'tree'])
+    for distillers in (cwd, [entry('decode.logits', 'KD')]):
+        paired = distilled(
+            teacher=dict(named), distillers=distillers, classes=['road', 'car', 'tree', 'sky']
+        )
+        assert losses(paired) and not list(paired.distillers.parameters())
+    assert losses(distilled(teacher=six, distillers=[entry('decode.feature', 'OFD')]))
+
+
+def test_a_teacher_of_several_processes_is_the_one_that_was_saved(tmp_path: Path) -> None:
+    """SyncBN, 'module.' before its keys, another palette, classes in an order of its own."""
+    names = ['road', 'car', 'tree', 'sky']
+    config = deeplabv3plus(8, 24)
+    saved = build_network(dict(config), 'mmseg', 'teacher').eval()
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in saved.modules())
+    for module in saved.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.running_mean)
+    content = dict(
+        state_dict={f'module.{k}': v for k, v in saved.state_dict().items()},
+        meta=dict(CLASSES=names, PALETTE=[[1, 2, 3]] * 4),
+    )
+    torch.save(content, tmp_path / 'old.pth')
+    content['meta'] = dict(dataset_meta=dict(classes=names, palette=[[9, 9, 9]] * 4))
+    torch.save(content, tmp_path / 'new.pth')
+    seen: dict[str, torch.Tensor] = {}
+    for file, order in (('old.pth', [0, 1, 2, 3]), ('new.pth', [3, 0, 1, 2])):
+        model = distilled(
+            teacher=dict(model=dict(config), checkpoint=str(tmp_path / file)),
+            distillers=[entry('decode.logits', 'KD')],
+            classes=[names[i] for i in order],
+        )
+        head = model.distillers['head_kd_decode_logits'].head
+        head.register_forward_hook(lambda m, a, out: seen.update(t=a[1]))
+        data = prepared(model, batch())
+        model(data['inputs'], data['data_samples'], mode='loss')
+        with torch.no_grad():
+            wanted = saved.decode_head(saved.extract_feat(data['inputs']))
+        torch.testing.assert_close(seen['t'], wanted[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_a_teachers_config_names_are_not_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its own checkpoint brings all of them; and the student's are only asked for by a runner."""
+    monkeypatch.setattr('socket.socket.connect', lambda *_: pytest.fail('it went to the network'))
+    config = dict(deeplabv3plus(8, 24), pretrained='open-mmlab://resnet18_v1c')
+    model = distilled(teacher=dict(model=config, untrained=True), preset='kd')
+    model.init_weights()
+    assert losses(model)
+    for module in model.teachers['teacher'].model.modules():
+        init = getattr(module, 'init_cfg', None)
+        assert 'Pretrained' not in str(init)
 
 
 # Invariants --------------------------------------------------------------------------------------
