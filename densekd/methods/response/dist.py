@@ -18,7 +18,7 @@ from torch import Tensor
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.head import DistillLoss
-from densekd.core.ops import l2n, masked_mean, zero_like_loss
+from densekd.core.ops import masked_mean, zero_like_loss
 from densekd.core.taps import Place
 from densekd.errors import ConfigError, ShapeError
 from densekd.methods.response.class_logits import (
@@ -99,16 +99,22 @@ def _uncorrelated(s: Tensor, t: Tensor, dim: int) -> Tensor:
     Both are centred before squares are taken, never after: the difference of two large sums would
     be rounding alone.
     """
-    count = s.shape[dim]
+    floor = CONSTANT**2 * s.shape[dim]
+    t = t - t.mean(dim, keepdim=True)
+    square = t.square().sum(dim, keepdim=True)
+    varies = square > floor
+    t *= torch.where(varies, square, 1.0).rsqrt_()
+
     mean = s.mean(dim, keepdim=True)
     # Correlations do not see the scale; of a student that gives a class 1e-20, squares would be 0.
     s = (s - mean) / mean.detach().clamp(min=torch.finfo(s.dtype).tiny)
-    t = t - t.mean(dim, keepdim=True)
-    varies = t.square().sum(dim) > CONSTANT**2 * count
-    s, t = l2n(s, dim, tiny=CONSTANT**2 * count), l2n(t, dim)
+    square = s.square().sum(dim, keepdim=True)
+    # A root has no slope at 0, and none worth following near it: hence the inner selection.
+    alive = ~(square <= floor)
+    s = s * torch.where(alive, torch.where(alive, square, 1.0).rsqrt(), 0.0)
     # 1 - s.t of unit vectors, but exact where they agree, and never below 0.
-    gap = 0.5 * (s - t).square().sum(dim)
-    return masked_mean(torch.where(s.detach().any(dim), gap, 1.0), varies)
+    gap = 0.5 * (s - t).square().sum(dim, keepdim=True)
+    return masked_mean(torch.where(alive, gap, 1.0), varies)
 
 
 @LOSSES.register
