@@ -31,6 +31,8 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'BoundedRegressionLoss', 'boxes': 'dense'},
     {'type': 'BoundedRegressionLoss', 'boxes': 'rpn'},
     {'type': 'CWDLoss', 'tau': 4.0},
+    {'type': 'DISTLoss', 'beta': 0.0, 'tau': 4.0},
+    {'type': 'DKDLoss', 'alpha': 0.0, 'tau': 1.0},
     {'type': 'FGFILoss', 'policy': 'assigned', 'norm': 'per_level'},
     {'type': 'FELoss', 'k': 2, 'unit': True},
     {'type': 'KDLoss', 'mode': 'mean_logit'},
