@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from densekd.engine.coco_checks import check_coco, refuse_nothing_to_learn
+from densekd.engine.labelled_checks import check_labelled, labelled_dataset
 from densekd.engine.mask_checks import check_masks, mask_dataset
 from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
 from densekd.errors import DataError, DenseKDError, did_you_mean
@@ -94,7 +95,9 @@ def check_data(cfg: Any, whole: bool = False) -> None:
         path = annotation_path(dataset)
         if path is not None and not path.is_file():
             raise DataError(f'{key}: there is no annotation file {path}. {_nearest(path)}')
-        if cfg.get('default_scope') == 'mmseg':
+        if labelled_dataset(dataset) is not None:
+            check_labelled(cfg, dataset, key, whole)
+        elif cfg.get('default_scope') == 'mmseg':
             if mask_dataset(dataset) is not None:
                 check_masks(dataset, key, whole)
         elif path is None:
@@ -135,8 +138,12 @@ def data_errors(cfg: Any) -> Iterator[None]:
     """
     try:
         yield
-    except DenseKDError:
-        raise
+    except DenseKDError as error:
+        # Out of a process that loads, the sentence comes at the end of its traceback.
+        said = str(error).strip()
+        if not said.startswith('Caught '):
+            raise
+        raise type(error)(said.rpartition(f'{type(error).__name__}: ')[2]) from None
     except (
         *(KeyError, FileNotFoundError, AssertionError, IndexError, ParseError),
         *(ValueError, RuntimeError),  # of maps that can't be stacked, or in a process that loads

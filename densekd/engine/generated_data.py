@@ -14,7 +14,9 @@ from xml.etree.ElementTree import Element, SubElement
 import numpy as np
 
 from densekd.engine.data_checks import class_names, datasets, kind_of, nest
+from densekd.engine.generated_labelled import read_generated, shrink_photographs
 from densekd.engine.generated_masks import read_masks, shrink_crops
+from densekd.engine.labelled_checks import labelled_dataset
 from densekd.engine.mask_checks import mask_dataset
 from densekd.engine.voc_checks import VOC_TYPES, voc_folders
 from densekd.errors import ConfigError
@@ -44,7 +46,11 @@ def with_generated_data(
     of_masks = cfg.get('default_scope') == 'mmseg'
     for number, (key, dataset) in enumerate(datasets(cfg)):
         folder = root / f'{key}_{number}'
-        if of_masks and mask_dataset(dataset) is not None:
+        if labelled_dataset(dataset) is not None:
+            read_generated(dataset, cfg, key, folder, images, size, seed)
+            if size is not None:
+                shrink_photographs(dataset)
+        elif of_masks and mask_dataset(dataset) is not None:
             # Of a single image, norms of features that are pooled whole have nothing to learn.
             read_masks(dataset, key, folder, max(images, 2), size, seed)
         elif kind_of(dataset) == 'CocoDataset':

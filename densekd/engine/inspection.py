@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps, tensors
-from densekd.core.trace import TRACE_SIZE, trace, undisturbed
+from densekd.core.trace import trace, undisturbed
 from densekd.engine.run import is_distillation, prepare, student_config
 from densekd.errors import ConfigError, DenseKDError
 from densekd.registry import PRESETS
 from densekd.wrappers.build import build_network, model_config, without_pretrained
+from densekd.wrappers.classifier import DistillClassifier
+from densekd.wrappers.classifier_taps import classifier_forward, classifier_taps
 from densekd.wrappers.config import plain
 from densekd.wrappers.detector import DistillDetector
+from densekd.wrappers.model import DistillModel
 from densekd.wrappers.named_taps import describe, detector_forward, detector_taps, frozen_taps
+from densekd.wrappers.segmentor import DistillSegmentor
+from densekd.wrappers.segmentor_taps import segmentor_forward, segmentor_taps
+
+
+@dataclass(frozen=True)
+class Anatomist:
+    """How the networks of a scope are looked into."""
+
+    taps: Callable[[Any], dict[str, Tap]]
+    forward: Callable[..., None]
+    wrapper: type[DistillModel]
+
+
+ANATOMISTS = {
+    'mmdet': Anatomist(detector_taps, detector_forward, DistillDetector),
+    'mmseg': Anatomist(segmentor_taps, segmentor_forward, DistillSegmentor),
+    'mmengine': Anatomist(classifier_taps, classifier_forward, DistillClassifier),
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class Inspection:
     named: dict[str, list[Row]] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
     kind: str = ''
+    scope: str = 'mmdet'
 
     def anatomy(self) -> Anatomy:
         """Returns what presets are given; a config without a teacher is its own."""
@@ -53,24 +76,23 @@ class Inspection:
 
     def every_module(self, who: str) -> list[tuple[str, ...]]:
         """Returns a row for each module that hands out tensors in a forward pass."""
-        import torch
-
-        model = self.models[who]
+        model, looked = self.models[who], ANATOMISTS[self.scope]
+        size = looked.wrapper.trace_size
         names = [name for name, module in model.named_modules() if name]
         taps = {name: Tap(name, call='all') for name in names}
-        image = torch.zeros(1, 3, *TRACE_SIZE)
+        image = torch.zeros(1, 3, *size)
         rows: list[tuple[str, ...]] = []
         with (
             undisturbed(model),
             Taps(model, {n: t for n, t in taps.items() if _gives(model, n)}) as seen,
         ):
-            detector_forward(model, image)
+            looked.forward(model, image)
         for name in seen.taps:
             if not seen.calls[name]:
                 continue
             found = tensors(seen[name])
             first = found[0]
-            stride = f'{TRACE_SIZE[0] / first.shape[-2]:g}' if first.dim() == 4 else '-'
+            stride = f'{size[0] / first.shape[-2]:g}' if first.dim() == 4 else '-'
             rows.append(
                 (
                     name,
@@ -96,24 +118,27 @@ def inspect(config: Any, options: Mapping[str, Any] | None = None) -> Inspection
     """
     cfg = prepare(config, options=options)
     scope = student_config(cfg).get('default_scope') or 'mmdet'
-    if scope != 'mmdet':
-        raise ConfigError(f'taps: {scope} models have no named taps yet; mmdet detectors have.')
+    looked = ANATOMISTS.get(scope)
+    if looked is None:
+        raise ConfigError(
+            f'taps: {scope} models have no named taps. Those of {", ".join(ANATOMISTS)} have.'
+        )
     configs = {'student': plain(student_config(cfg).model)}
     if is_distillation(cfg) and cfg.model.get('teacher'):
         teacher = cfg.model.teacher
         teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
         configs['teacher'] = model_config(teacher.get('model', teacher), 'teacher.model')
-    found = Inspection({})
+    found = Inspection({}, scope=scope)
     with private_rng(0):
         for who, one in configs.items():
             model = build_network(without_pretrained(plain(one)), scope, who)
-            taps = detector_taps(model)
-            places = trace(model, taps, detector_forward)
+            taps = looked.taps(model)
+            places = trace(model, taps, looked.forward, looked.wrapper.trace_size)
             found.models[who] = model
             found.named[who] = [Row(name, places[name]) for name in taps]
     student = found.models['student']
     found.frozen = frozen_taps(student, {r.name: r.place.tap for r in found.named['student']})
-    found.kind = DistillDetector.kind(None, student)  # type: ignore[arg-type]
+    found.kind = looked.wrapper.kind(None, student)  # type: ignore[arg-type]
     return found
 
 

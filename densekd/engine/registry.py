@@ -8,7 +8,8 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='densekd', locations=['densekd.engine.models'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='densekd', locations=['densekd.engine.hooks'])
+RUNNING = ['densekd.engine.hooks', 'densekd.engine.scores']
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='densekd', locations=RUNNING)
 DATA = ['densekd.engine.labelled']
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='densekd', locations=DATA)
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='densekd', locations=DATA)

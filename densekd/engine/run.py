@@ -18,7 +18,13 @@ from densekd.wrappers.build import model_config
 from densekd.wrappers.config import load_config, plain
 
 RUN_FILE = 'run.json'
-SCOPES = {'DistillDetector': 'mmdet', 'DistillSegmentor': 'mmseg'}
+SCOPES = {
+    'DistillClassifier': 'mmengine',
+    'DistillDetector': 'mmdet',
+    'DistillSegmentor': 'mmseg',
+}
+# densekd's own networks, which are trained plain as well.
+PLAIN = {'ImageClassifier': 'mmengine'}
 
 # The parts of a config that decide what is trained. Two runs that differ in one of them can't
 # share a folder; where a run writes, how it talks and what it is scored on may change.
@@ -95,10 +101,11 @@ def prepare(
     cfg.work_dir = str(work_dir or cfg.get('work_dir') or Path('work_dirs') / name)
     model = _model(cfg)
     kind = str(model['type']).removeprefix('densekd.')
-    if str(model['type']).startswith('densekd.') and kind not in SCOPES:
-        raise ConfigError(f'model.type: densekd has no {kind!r}. {did_you_mean(kind, SCOPES)}')
+    known = {**SCOPES, **PLAIN}
+    if str(model['type']).startswith('densekd.') and kind not in known:
+        raise ConfigError(f'model.type: densekd has no {kind!r}. {did_you_mean(kind, known)}')
     if cfg.get('default_scope') is None:
-        cfg.default_scope = SCOPES.get(kind, 'mmdet')
+        cfg.default_scope = known.get(kind, 'mmdet')
     if kind in SCOPES:
         _check_keys(kind, model)
         # A runner would hand this key to the wrapper; it is a default of the student.

@@ -1,0 +1,13 @@
+"""ResNet-18 by itself on ImageNet: student or teacher of the configs in configs/kd.
+
+Command:  densekd train configs/classification/resnet18_100e_imagenet.py
+Expected: 69.90 top-1, published by mmclassification.
+          Not yet run by us.
+"""
+
+_base_ = [
+    '../_base_/classification/imagenet.py',
+    '../_base_/classification/schedule_100e.py',
+]
+
+model = dict(backbone=dict(type='densekd.ResNet', depth=18))

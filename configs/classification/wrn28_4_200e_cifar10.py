@@ -1,0 +1,13 @@
+"""WRN-28-4 by itself on CIFAR-10: student or teacher of the configs in configs/kd.
+
+Command:  densekd train configs/classification/wrn28_4_200e_cifar10.py
+Expected: 95.49 top-1, published by GML.
+          Not yet run by us.
+"""
+
+_base_ = [
+    '../_base_/classification/cifar10.py',
+    '../_base_/classification/schedule_200e.py',
+]
+
+model = dict(backbone=dict(type='densekd.WideResNet', depth=28, widen_factor=4))
