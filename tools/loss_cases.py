@@ -584,6 +584,33 @@ def fsp(sizes: Sizes) -> Problem:
     return stages(sizes, 'FSPLoss', formula, 2)
 
 
+@case('KDSVDLoss', 'ResNet-50 C4 and C5 of 64 images', 2, 'gradients, vectors and their powers')
+def kdsvd(sizes: Sizes) -> Problem:
+    """L = 1/N sum (R_s - R_t)^2, R = exp(-(v[c] - w[d])^2 / 8) of singular vectors."""
+    k = min(4, *(min(c, h * w) for _, c, h, w in sizes.stages[-2:]))
+
+    def vectors(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        left, sigma, right = torch.linalg.svd(t.flatten(2).transpose(1, 2), full_matrices=False)
+        left, sigma, right = left[..., :k], sigma[:, :k], right[:, :k]
+        top = right.gather(2, right.abs().argmax(2, keepdim=True)).sign()
+        own = unit((s.flatten(2) @ (left * top.transpose(1, 2))).transpose(1, 2))
+        weight = unit(sigma)[..., None]
+        return own * weight, right * top * weight
+
+    def formula(s: list[Tensor], t: list[Tensor], _: Batch) -> Tensor:
+        layers = [vectors(a, b) for a, b in zip(s, t, strict=True)]
+        total = torch.zeros((), dtype=sizes.dtype, device=sizes.device)
+        for n in range(len(s[0])):  # all at once would take 6 GB
+            r_s, r_t = (
+                (-((later[n, :, :, None] - earlier[n, :, None]) ** 2) / 8).exp()
+                for earlier, later in zip(*layers, strict=True)
+            )
+            total = total + ((r_s - r_t) ** 2).sum()
+        return total / len(s[0])
+
+    return stages(sizes, 'KDSVDLoss', formula, 2)
+
+
 # Relations between images
 
 

@@ -41,6 +41,7 @@ from densekd.methods.feature.fgfi import (
 )
 from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
 from densekd.methods.feature.fsp import FSPDistillationHead, FSPLoss, fsp_loss, fsp_matrix
+from densekd.methods.feature.kdsvd import KDSVDDistillationHead, KDSVDLoss, kdsvd_loss
 from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
 from densekd.methods.feature.nst import NSTDistillationHead, NSTLoss, nst_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
@@ -127,6 +128,8 @@ __all__ = [
     'KDLoss',
     'KDQFLDistillationHead',
     'KDQFLLoss',
+    'KDSVDDistillationHead',
+    'KDSVDLoss',
     'LinearConnector',
     'MGDDistillationHead',
     'MGDLoss',
@@ -170,6 +173,7 @@ __all__ = [
     'imitation_mask',
     'kd_loss',
     'kd_qfl_loss',
+    'kdsvd_loss',
     'lp_loss',
     'margin_from_bn',
     'mgd_loss',

@@ -5,8 +5,11 @@ Everything takes nested lists (`tensor.tolist()`) and returns a float or nested 
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
+
+import torch
 
 Row = list[float]
 
@@ -170,3 +173,47 @@ def fsp_matrix(first: list[Any], second: list[Any]) -> list[Any]:
 def fsp(student: list[Any], teacher: list[Any]) -> float:
     s, t = flat(fsp_matrix(*student)), flat(fsp_matrix(*teacher))
     return sum((a - b) ** 2 for a, b in zip(s, t, strict=True)) / len(s)
+
+
+def svd(image: list[Any]) -> tuple[list[Row], list[float], list[Row]]:
+    """Returns left vectors, values and right vectors of one image's cells by channels."""
+    rows = torch.tensor(channels(image), dtype=torch.float64).mT
+    left, values, right = torch.linalg.svd(rows, full_matrices=False)
+    return left.mT.tolist(), values.tolist(), right.tolist()
+
+
+def kdsvd(students: list[Any], teachers: list[Any], basis: str, k: int) -> float:
+    images = len(students[0])
+    ranks = [min(len(x[0]), len(flat(x[0][0]))) for x in (*students, *teachers)]
+    k = min(k, *ranks)
+    total = 0.0
+    for n in range(images):
+        layers = []
+        for student, teacher in zip(students, teachers, strict=True):
+            left, values, right = svd(teacher[n])
+            weights = unit(values[:k])
+            pair = []
+            for i in range(k):
+                largest = max(right[i], key=abs)
+                v = [x if largest > 0 else -x for x in right[i]]
+                u = [x if largest > 0 else -x for x in left[i]]
+                if basis == 'teacher':
+                    own = unit([dot(channel, u) for channel in channels(student[n])])
+                else:
+                    partners = svd(student[n])[2][: k + 3]
+                    own = max(partners, key=lambda partner, v=v: abs(dot(partner, v)))
+                    own = own if dot(own, v) > 0 else [-x for x in own]
+                pair.append(([x * weights[i] for x in own], [x * weights[i] for x in v]))
+            layers.append(pair)
+        for earlier, later in itertools.pairwise(layers):
+            for i in range(k):
+                s, t = (
+                    [
+                        math.exp(-((a - b) ** 2) / 8)
+                        for a in later[i][side]
+                        for b in earlier[i][side]
+                    ]
+                    for side in (0, 1)
+                )
+                total += sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
+    return total / images

@@ -37,6 +37,7 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'FELoss', 'k': 2, 'unit': True},
     {'type': 'KDLoss', 'mode': 'mean_logit'},
     {'type': 'KDQFLLoss', 'beta': 2.0},
+    {'type': 'KDSVDLoss', 'basis': 'own', 'k': 1},
     {'type': 'MGDLoss', 'mask_kind': 'channel'},
     {'type': 'NSTLoss', 'kernel': 'linear'},
     {'type': 'NSTLoss', 'kernel': 'gaussian'},

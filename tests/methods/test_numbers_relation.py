@@ -12,6 +12,7 @@ from torch import Tensor
 from densekd.methods import (
     CCLoss,
     FELoss,
+    KDSVDLoss,
     NSTLoss,
     PKTLoss,
     RKDLoss,
@@ -19,6 +20,7 @@ from densekd.methods import (
     cc_loss,
     fsp_loss,
     fsp_matrix,
+    kdsvd_loss,
     lp_loss,
     nst_loss,
     pkt_loss,
@@ -225,6 +227,60 @@ def test_fsp_grows_with_the_square_and_does_not_see_positions() -> None:
         (torch.cat([s, s]), torch.cat([t, t])), (torch.cat([t, t]), torch.cat([s, s]))
     )
     torch.testing.assert_close(with_twice, fsp_loss((s, t), (t, s)))
+
+
+# KD-SVD
+
+
+def test_kdsvd_by_hand() -> None:
+    x = torch.ones(1, 1, 1, 2)
+    y = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 1, 2)
+    # The teacher's first vectors are (1) and (1, 0); those of the turned student (1) and (0, 1).
+    expected = 2 * (1 - math.exp(-1 / 8)) ** 2
+    assert kdsvd_loss([x, y.flip(1)], [x, y], k=1).item() == pytest.approx(expected)
+
+
+def maps_in_a_row(channels: int = 4) -> list[Tensor]:
+    sizes = ((3, 4, 4), (channels, 2, 3), (6, 2, 2))
+    return [torch.randn(2, *size, dtype=torch.float64) for size in sizes]
+
+
+@pytest.mark.parametrize('basis', ['teacher', 'own'])
+def test_kdsvd_is_blind_to_scale_and_to_positions(basis: str) -> None:
+    students, teachers = maps_in_a_row(), maps_in_a_row()
+    expected = kdsvd_loss(students, teachers, basis)
+    assert expected > 1e-3
+    for factor in (3.0, 0.1):
+        scaled = [factor * x for x in students]
+        torch.testing.assert_close(kdsvd_loss(scaled, teachers, basis), expected)
+        scaled = [factor * x for x in teachers]
+        torch.testing.assert_close(kdsvd_loss(students, scaled, basis), expected)
+    orders = [torch.randperm(x.shape[2:].numel()) for x in students]
+
+    def shuffled(maps: list[Tensor]) -> list[Tensor]:
+        pairs = zip(maps, orders, strict=True)
+        return [x.flatten(2)[:, :, order].reshape(x.shape) for x, order in pairs]
+
+    value = kdsvd_loss(shuffled(students), shuffled(teachers), basis)
+    torch.testing.assert_close(value, expected)
+    twice = ([torch.cat([x, x]) for x in side] for side in (students, teachers))
+    torch.testing.assert_close(kdsvd_loss(*twice, basis), expected)
+
+
+@pytest.mark.parametrize('basis', ['teacher', 'own'])
+def test_kdsvd_is_nothing_between_equals(basis: str) -> None:
+    maps = maps_in_a_row()
+    for k in (1, 2, 4, 9):
+        assert kdsvd_loss([5 * x for x in maps], maps, basis, k).item() < 1e-20
+    assert KDSVDLoss(basis=basis)([x.float() for x in maps], [x.float() for x in maps]) < 1e-8
+
+
+def test_kdsvd_with_a_basis_of_its_own_does_not_see_signs() -> None:
+    students, teachers = maps_in_a_row(), maps_in_a_row()
+    turned = [-students[0], *students[1:]]
+    expected = kdsvd_loss(students, teachers, 'own')
+    torch.testing.assert_close(kdsvd_loss(turned, teachers, 'own'), expected)
+    assert abs(kdsvd_loss(turned, teachers) - kdsvd_loss(students, teachers)) > 1e-3
 
 
 # All of them

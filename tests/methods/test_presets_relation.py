@@ -43,3 +43,12 @@ def test_fsp_is_between_each_stage_and_the_next() -> None:
     assert list(table(preset('fsp', detector()))) == ['fsp_c3_c4', 'fsp_c4_c5']
     with pytest.raises(ConfigError, match=r"preset 'fsp': it needs two taps .*\['backbone.c5'\]"):
         preset('fsp', classifier([c5]))
+
+
+def test_kdsvd_is_one_distiller_over_all_stages_of_a_classifier() -> None:
+    for stages in (STAGES, STAGES[:3]):
+        assert table(preset('kdsvd', classifier(stages))) == {'kdsvd': (stages, 1.0)}
+    with pytest.raises(ConfigError, match=r"preset 'kdsvd': it needs two taps"):
+        preset('kdsvd', classifier(STAGES[:1]))
+    with pytest.raises(ConfigError, match=r"preset 'kdsvd': it needs a classifier"):
+        preset('kdsvd', detector())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from densekd.methods import (
     cc_loss,
     fsp_loss,
     fsp_matrix,
+    kdsvd_loss,
     lp_loss,
     nst_loss,
     pkt_loss,
@@ -116,4 +118,32 @@ def test_fsp(shape: Shape, seed: int, size: tuple[int, int]) -> None:
                 [y.tolist() for y in pair(x)], [y.tolist() for y in given]
             ),
             s,
+        )
+
+
+# Channels, height and width of each layer: more cells than channels, fewer, and of each kind.
+LAYERS = [
+    [(3, 2, 3), (4, 2, 2)],
+    [(5, 1, 2), (4, 1, 3)],
+    [(2, 3, 3), (3, 2, 2), (6, 1, 2)],
+]
+
+
+@pytest.mark.parametrize('layers', LAYERS, ids=str)
+@pytest.mark.parametrize('basis', ['teacher', 'own'])
+@pytest.mark.parametrize('k', [1, 2, 4])
+def test_kdsvd(layers: list[Shape], basis: str, k: int) -> None:
+    students = [random(2, *shape, seed=i) for i, shape in enumerate(layers)]
+    teachers = [random(2, *shape, seed=50 + i) for i, shape in enumerate(layers)]
+    for moved in range(len(layers)):
+
+        def given(x: Tensor, moved: int = moved) -> list[Tensor]:
+            return [x if i == moved else s for i, s in enumerate(students)]
+
+        check(
+            lambda x, given=given: kdsvd_loss(given(x), teachers, basis, k),
+            lambda x, given=given: reference.kdsvd(
+                [y.tolist() for y in given(x)], [y.tolist() for y in teachers], basis, k
+            ),
+            students[moved],
         )

@@ -16,10 +16,12 @@ from densekd.methods import (
     FELoss,
     FSPDistillationHead,
     FSPLoss,
+    KDSVDLoss,
     NSTLoss,
     RKDLoss,
     cc_loss,
     fsp_loss,
+    kdsvd_loss,
     lp_loss,
     nst_loss,
     pkt_loss,
@@ -288,3 +290,85 @@ def test_fsp_of_large_half_precision_maps_is_finite() -> None:
     x = torch.full((1, 2, 64, 64), 200.0, dtype=torch.bfloat16)
     value = FSPLoss()([x, x], [x / 2, x / 2])
     assert value.item() == pytest.approx((200.0**2 - 100.0**2) ** 2)
+
+
+# KD-SVD
+
+
+def layers(*last: Tensor) -> list[Tensor]:
+    return [torch.randn(2, 3, 3, 3), *last]
+
+
+DEGENERATE = {
+    'zero': torch.zeros(2, 4, 2, 2),
+    'of rank one': torch.ones(2, 4, 2, 2) * torch.arange(1.0, 5.0)[:, None, None],
+    'with one value four times': torch.eye(4).reshape(1, 4, 2, 2).repeat(2, 1, 1, 1),
+    'with one value in more channels than cells': torch.eye(6)[:, :4]
+    .reshape(1, 6, 2, 2)
+    .repeat(2, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize('basis', ['teacher', 'own'])
+@pytest.mark.parametrize('name', DEGENERATE)
+def test_degenerate_maps_have_an_ordinary_gradient(basis: str, name: str) -> None:
+    """Its derivative through a decomposition has 1 / (lambda_i - lambda_j)."""
+    x = DEGENERATE[name]
+    other = torch.randn(x.shape)
+    for s, t in ((x, other), (other, x), (x, x)):
+        student, teacher = layers(s), layers(t)
+        grad = gradient(lambda m, y, st=student: kdsvd_loss([st[0], m], y, basis), s, teacher)
+        assert grad.abs().max() < 10
+    both = gradient(lambda m, y: kdsvd_loss([m, m], y, basis), x, [x, other])
+    assert both.abs().max() < 10
+
+
+def test_kdsvd_in_single_precision_is_that_in_double() -> None:
+    """Entries of vectors of many channels are small, and all relations close to 1."""
+    torch.manual_seed(1)
+    s, t = ([torch.randn(2, c, 4, 4) for c in (192, 256)] for _ in range(2))
+    for basis in ('teacher', 'own'):
+        exact = kdsvd_loss([x.double() for x in s], [x.double() for x in t], basis).float()
+        torch.testing.assert_close(kdsvd_loss(s, t, basis), exact, rtol=1e-4, atol=0)
+
+
+def test_kdsvd_never_holds_the_relation_of_two_layers() -> None:
+    """Which would be 2 * 4 * 300 * 400 numbers."""
+    sizes = []
+
+    def pack(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    s, t = ([torch.randn(2, c, 3, 3) for c in (300, 400)] for _ in range(2))
+    s[1].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        kdsvd_loss(s, t)
+    assert max(sizes) < 2 * 4 * 400 * 20
+
+
+def test_kdsvd_averages_large_maps_down() -> None:
+    s, t = ([torch.randn(1, 3, 8, 6), torch.randn(1, 4, 3, 3)] for _ in range(2))
+    small = [[torch.nn.functional.adaptive_avg_pool2d(x[0], (4, 4)), x[1]] for x in (s, t)]
+    torch.testing.assert_close(KDSVDLoss(size=4)(s, t), kdsvd_loss(*small))
+    torch.testing.assert_close(KDSVDLoss()(s, t), kdsvd_loss(s, t))
+
+
+def test_kdsvd_refuses_what_does_not_follow() -> None:
+    x = torch.randn(1, 3, 2, 2)
+    with pytest.raises(TapError, match=r"KDSVDLoss: tap 'backbone' gives .* list of places"):
+        KDSVDLoss().bind(two_places((1, 3, 2, 2)), two_places((1, 3, 2, 2)))
+    for students, teachers in (([x], [x]), ([x, x], [x, x, x])):
+        with pytest.raises(ShapeError, match='kdsvd_loss: the student gives'):
+            kdsvd_loss(students, teachers)
+    taller = torch.randn(1, 3, 4, 2)
+    with pytest.raises(ShapeError, match='images, channels, H and W must agree'):
+        kdsvd_loss([x, x], [x, taller])
+    assert kdsvd_loss([x, x], [x, taller], 'own').isfinite()
+    with pytest.raises(ShapeError, match='images, channels must agree'):
+        kdsvd_loss([x, x], [x, x[:, :2]], 'own')
+    with pytest.raises(ConfigError, match="no basis 'teachers'. Did you mean 'teacher'"):
+        KDSVDLoss(basis='teachers')
+    for options in ({'k': 0}, {'size': 0}):
+        with pytest.raises(ConfigError, match='is a number of'):
+            KDSVDLoss(**options)
