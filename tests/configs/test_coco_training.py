@@ -12,9 +12,8 @@ from densekd.engine.generated_data import with_generated_data
 from densekd.engine.run import prepare, train
 from densekd.engine.runner import DistillRunner
 from densekd.errors import CheckpointError
-from tests.configs.test_configs import DISTILLED, ROOT, stem
+from tests.configs.test_configs import COCO, ROOT, stem
 
-COCO = [name for name in DISTILLED if '_coco_' in name]
 # What a user without a network says: the student starts from random weights, the teacher too.
 OFFLINE = {
     'model.student.backbone.init_cfg': None,

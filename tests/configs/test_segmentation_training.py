@@ -13,11 +13,10 @@ from densekd.engine.generated_data import with_generated_data
 from densekd.engine.run import prepare, train
 from densekd.errors import CheckpointError
 from tests.configs.test_coco_training import offline  # noqa: F401  a fixture
-from tests.configs.test_configs import DISTILLED, ROOT, TEMPLATES, stem
+from tests.configs.test_configs import MASKS, ROOT, TEMPLATES, stem
 
-OF_DATA = [name for name in DISTILLED if '/segmentation/' in name and '_digits_' not in name]
-VOC = next(name for name in OF_DATA if '_voc12_' in name)
-CITYSCAPES = next(name for name in OF_DATA if '_cityscapes_' in name)
+VOC = next(name for name in MASKS if '_voc12_' in name)
+CITYSCAPES = next(name for name in MASKS if '_cityscapes_' in name)
 PRETRAINED = 'open-mmlab://resnet18_v1c'
 
 
@@ -68,7 +67,7 @@ def test_it_trains_on_small_images(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', OF_DATA, ids=stem)
+@pytest.mark.parametrize('name', MASKS, ids=stem)
 def test_it_trains_at_full_size(name: str, tmp_path: Path) -> None:
     """Photographs of the data's size, cropped as the config says, with the proof of the wiring."""
     refuse_unlike_student(train(short_run(name, tmp_path, None)))
