@@ -48,6 +48,19 @@ def test_everything_up_to_methods_imports_without_openmmlab():
     assert done.returncode == 0, done.stderr
 
 
+def test_networks_and_heads_of_classifiers_do_too():
+    code = '''
+import sys
+import torch
+from densekd.classification.heads import GlobalPool, LinearHead
+from densekd.classification.networks import CifarResNet
+logits = LinearHead(10, 64)(GlobalPool()(CifarResNet(8)(torch.zeros(1, 3, 32, 32))[-1]))
+assert logits.shape == (1, 10)
+'''
+    done = run_blocked(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('code', ['import mmengine', 'from mmdet.models import build_detector'])
 def test_the_blocker_blocks(code):
     done = run_blocked(code)
@@ -85,6 +98,12 @@ WRONG = [
         'from densekd.engine.registry import MODELS',
         'registry imports densekd.engine',
     ),
+    (
+        'classification/networks/a.py',
+        'import mmengine',
+        'classification.networks imports mmengine at the top; it is torch alone',
+    ),
+    ('classification/heads.py', 'import numpy', 'classification.heads imports numpy at the top'),
     ('helpers/a.py', '', 'helpers is no layer. It has: errors, registry, core'),
 ]
 
@@ -104,6 +123,8 @@ RIGHT = [
     ('methods/feature/a.py', 'from densekd.core.head import DistillLoss\nimport densekd'),
     ('wrappers/a.py', 'from mmengine.model import BaseModel\ndef f():\n    import mmdet'),
     ('registry.py', 'def __getattr__(name):\n    from densekd.engine import registry'),
+    ('classification/networks/a.py', 'import torch\ndef f():\n    from mmdet.models import X'),
+    ('classification/metric.py', 'import mmengine'),
     ('cli/a.py', 'from densekd import engine, datasets, classification'),
     ('__main__.py', 'from densekd.cli.main import main'),
     ('__init__.py', '__version__ = 1'),

@@ -4,8 +4,9 @@
 
 A layer imports itself and what stands before it; classification and wrappers not each other;
 datasets needs errors alone. What stands up to methods imports torch alone when it is imported, and
-nothing of OpenMMLab at all. mmdet and mmseg are imported inside functions only, so that a program
-for one of them runs without the other.
+nothing of OpenMMLab at all; the networks and heads of classifiers are as light, but may build a
+toolbox's network inside a function. mmdet and mmseg are imported inside functions only, so that a
+program for one of them runs without the other.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ BEFORE['engine'] = (*BEFORE['wrappers'], 'classification', 'wrappers')
 BEFORE['cli'] = (*BEFORE['engine'], 'engine')
 
 TORCH_ONLY = ('densekd', 'errors', 'registry', 'core', 'methods')
+# Parts of a layer that are no heavier.
+LIGHT = ('classification.networks', 'classification.heads')
 OPENMMLAB = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmcls', 'mmrazor')
 MAY_USE_OPENMMLAB = ('classification', 'wrappers', 'engine', 'cli')
 TOOLBOXES = ('mmdet', 'mmseg')
@@ -73,8 +76,8 @@ def imports(tree: ast.AST, package: str, deferred: bool = False) -> Iterator[Imp
         yield from imports(node, package, inside)
 
 
-def complaint(layer: str, found: Import) -> str:
-    """Returns what is wrong with an import in a layer, or ''."""
+def complaint(layer: str, found: Import, part: str = '') -> str:
+    """Returns what is wrong with an import in a layer, or in a part of one, or ''."""
     top, *rest = found.module.split('.')
     if top == 'densekd':
         target = rest[0] if rest and rest[0] in BEFORE else 'densekd'
@@ -94,6 +97,8 @@ def complaint(layer: str, found: Import) -> str:
     foreign = top not in sys.stdlib_module_names and top not in ('torch', '__future__')
     if layer in TORCH_ONLY and foreign and not found.deferred:
         return f'{layer} imports {found.module} at the top; up to methods it is torch alone.'
+    if part in LIGHT and foreign and not found.deferred:
+        return f'{part} imports {found.module} at the top; it is torch alone.'
     return ''
 
 
@@ -110,7 +115,7 @@ def check(root: Path) -> list[str]:
             continue
         package = '.'.join(('densekd', *parts[:-1]))
         for found in imports(ast.parse(path.read_text(), str(path)), package):
-            wrong = complaint(layer, found)
+            wrong = complaint(layer, found, '.'.join(parts[:2]))
             if wrong:
                 sentences.append(f'{where}:{found.line}: {wrong}')
     return sentences

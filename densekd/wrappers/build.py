@@ -75,12 +75,12 @@ def build_network(config: Any, scope: str, who: str) -> nn.Module:
 
 
 def _reason(error: BaseException) -> str:
-    unknown = re.search(r'(\w+) is not in the (\w+)::model registry', str(error))
+    unknown = re.search(r'(?:(\w+)\.)?(\w+) is not in the (\w+)::model registry', str(error))
     if unknown:
         from mmengine.registry import MODELS
 
-        name, scope = unknown.groups()
-        child = MODELS.children.get(scope)
+        said, name, scope = unknown.groups()
+        child = MODELS.children.get(said or scope)
         names = {*MODELS.module_dict, *(child.module_dict if child is not None else ())}
         return f'there is no model {name!r}. {did_you_mean(name, names)}'
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]

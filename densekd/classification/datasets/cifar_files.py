@@ -138,7 +138,8 @@ def _from_archive(path: Path, names: tuple[str, ...], form: Form) -> dict[str, b
                 if len(found) == len(names):
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(_cut(path, form, str(error) or type(error).__name__)) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(':')
+        raise DataError(_cut(path, form, reason)) from None
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(_cut(path, form, f'{missing[0]} is missing in it'))

@@ -34,7 +34,7 @@ def stratified(
 
     Example:
         >>> stratified([0, 1, 0, 0, 1, 0], 0.5).tolist()
-        [0, 1, 2]
+        [0, 1, 3]
     """
     if (
         isinstance(fraction, bool)

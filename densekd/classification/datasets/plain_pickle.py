@@ -18,8 +18,9 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode('latin-1')
 
 
-# numpy's own, whose module has another name in each of its versions.
+# numpy's own, whose modules have other names in other versions.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
 
 
 def _admitted(module: str, name: str) -> Any:
@@ -30,6 +31,8 @@ def _admitted(module: str, name: str) -> Any:
         return getattr(np, name)
     if module in ('numpy.core.multiarray', 'numpy._core.multiarray') and name == '_reconstruct':
         return _RECONSTRUCT
+    if module in ('numpy.core.numeric', 'numpy._core.numeric') and name == '_frombuffer':
+        return _FROM_BUFFER
     return None
 
 
