@@ -611,6 +611,32 @@ def kdsvd(sizes: Sizes) -> Problem:
     return stages(sizes, 'KDSVDLoss', formula, 2)
 
 
+@case('VIDLoss', 'ResNet-50 C5 of 64 images', 2, 'gradient, the difference')
+def vid(sizes: Sizes) -> Problem:
+    """L = mean ((mean - T)^2 / v + log v) / 2, v = log(1 + exp(a)) + 1e-5."""
+    loss: Any = build('VIDLoss')
+    shape = sizes.stages[-1]
+    place = Place(Tap('backbone.c5', name='backbone.c5'), (shape,), (None,))
+    loss.bind(place, place)
+    loss.to(sizes.device, sizes.dtype)
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        v = ((1 + loss.raw_variance.exp()).log() + 1e-5)[:, None, None]
+        return ((s - t) ** 2 / v + v.log()).mean() / 2
+
+    return Problem(loss, sizes.student(*shape), sizes.normal(*shape), formula)
+
+
+@case('FTLoss', 'factors as large as ResNet-50 C5 of 64 images', 2, 'gradient, the difference')
+def ft(sizes: Sizes) -> Problem:
+    """L = mean |f_s - f_t|, of factors of unit length."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return (unit(s.flatten(1)) - unit(t.flatten(1))).abs().mean()
+
+    return maps(sizes, sizes.stages[-1], 'FTLoss', formula)
+
+
 # Relations between images
 
 

@@ -41,11 +41,21 @@ from densekd.methods.feature.fgfi import (
 )
 from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
 from densekd.methods.feature.fsp import FSPDistillationHead, FSPLoss, fsp_loss, fsp_matrix
+from densekd.methods.feature.ft import (
+    FTDistillationHead,
+    FTLoss,
+    Paraphraser,
+    ParaphraserConnector,
+    TranslatorConnector,
+    ft_loss,
+    paraphraser_loss,
+)
 from densekd.methods.feature.kdsvd import KDSVDDistillationHead, KDSVDLoss, kdsvd_loss
 from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
 from densekd.methods.feature.nst import NSTDistillationHead, NSTLoss, nst_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
+from densekd.methods.feature.vid import VIDConnector, VIDDistillationHead, VIDLoss, vid_loss
 from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
 from densekd.methods.relation.fe import FEDistillationHead, FELoss, lp_loss
 from densekd.methods.relation.ifvd import IFVDDistillationHead, IFVDLoss, ifvd_loss
@@ -119,6 +129,8 @@ __all__ = [
     'FGFILoss',
     'FSPDistillationHead',
     'FSPLoss',
+    'FTDistillationHead',
+    'FTLoss',
     'FitNetDistillationHead',
     'FitNetLoss',
     'IFVDDistillationHead',
@@ -141,6 +153,8 @@ __all__ = [
     'PKDLoss',
     'PKTDistillationHead',
     'PKTLoss',
+    'Paraphraser',
+    'ParaphraserConnector',
     'RKDDistillationHead',
     'RKDLoss',
     'SKDPairwiseDistillationHead',
@@ -150,6 +164,10 @@ __all__ = [
     'SPDistillationHead',
     'SPLoss',
     'TeacherModule',
+    'TranslatorConnector',
+    'VIDConnector',
+    'VIDDistillationHead',
+    'VIDLoss',
     'WeightedSoftLabelDistillationHead',
     'WeightedSoftLabelLoss',
     'WeightedSoftObjectnessDistillationHead',
@@ -167,6 +185,7 @@ __all__ = [
     'ensemble_kd_loss',
     'fsp_loss',
     'fsp_matrix',
+    'ft_loss',
     'hint_loss',
     'ifvd_loss',
     'imitation_loss',
@@ -179,6 +198,7 @@ __all__ = [
     'mgd_loss',
     'nst_loss',
     'ofd_loss',
+    'paraphraser_loss',
     'pkd_loss',
     'pkt_loss',
     'rkd_angle_loss',
@@ -186,6 +206,7 @@ __all__ = [
     'skd_pairwise_loss',
     'skd_pixelwise_loss',
     'sp_loss',
+    'vid_loss',
     'weighted_soft_label_loss',
     'weighted_soft_objectness_loss',
 ]

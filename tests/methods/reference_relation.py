@@ -217,3 +217,20 @@ def kdsvd(students: list[Any], teachers: list[Any], basis: str, k: int) -> float
                 )
                 total += sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
     return total / images
+
+
+def vid(mean: list[Any], teacher: list[Any], raw: Row, eps: float) -> float:
+    values = []
+    for one, other in zip(mean, teacher, strict=True):
+        for c, (a, b) in enumerate(zip(channels(one), channels(other), strict=True)):
+            variance = math.log(1 + math.exp(raw[c])) + eps
+            for x, y in zip(a, b, strict=True):
+                values.append(0.5 * ((x - y) ** 2 / variance + math.log(variance)))
+    return sum(values) / len(values)
+
+
+def ft(student: list[Any], teacher: list[Any], p: int) -> float:
+    values = []
+    for one, other in zip(student, teacher, strict=True):
+        values += [abs(x) ** p for x in minus(unit(flat(one)), unit(flat(other)))]
+    return sum(values) / len(values)

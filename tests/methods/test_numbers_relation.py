@@ -9,24 +9,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from densekd.core.taps import Place, Tap
 from densekd.methods import (
     CCLoss,
     FELoss,
+    FTLoss,
     KDSVDLoss,
     NSTLoss,
     PKTLoss,
     RKDLoss,
     SPLoss,
+    VIDLoss,
     cc_loss,
     fsp_loss,
     fsp_matrix,
+    ft_loss,
     kdsvd_loss,
     lp_loss,
     nst_loss,
+    paraphraser_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     sp_loss,
+    vid_loss,
 )
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -281,6 +287,54 @@ def test_kdsvd_with_a_basis_of_its_own_does_not_see_signs() -> None:
     expected = kdsvd_loss(students, teachers, 'own')
     torch.testing.assert_close(kdsvd_loss(turned, teachers, 'own'), expected)
     assert abs(kdsvd_loss(turned, teachers) - kdsvd_loss(students, teachers)) > 1e-3
+
+
+# VID
+
+
+def raw_of(variance: float, eps: float = 1e-5) -> Tensor:
+    return torch.tensor([math.log(math.expm1(variance - eps))], dtype=torch.float64)
+
+
+def test_vid_of_an_exact_mean_is_half_the_logarithm_of_the_variance() -> None:
+    x = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    for variance, value in ((5.0, 0.804719), (1.0, 0.0), (1e-4, 0.5 * math.log(1e-4))):
+        assert vid_loss(x, x, raw_of(variance)).item() == pytest.approx(value, abs=1e-6)
+    assert vid_loss(x, x, torch.full((1,), -50.0)).item() == pytest.approx(-5.756, abs=1e-3)
+
+
+def test_vid_with_a_variance_of_1_is_half_the_squared_error() -> None:
+    s, t = torch.randn(2, 2, 1, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(vid_loss(s, t, raw_of(1.0)), 0.5 * (s - t).square().mean())
+
+
+def test_vid_is_least_where_the_variance_is_the_squared_error() -> None:
+    s, t = torch.randn(2, 2, 1, 3, 3, dtype=torch.float64)
+    raw = raw_of((s - t).square().mean().item()).requires_grad_()
+    vid_loss(s, t, raw).backward()
+    assert raw.grad is not None and abs(raw.grad.item()) < 1e-12
+
+
+def test_vid_starts_from_a_variance_of_5() -> None:
+    loss = VIDLoss()
+    loss.bind(*(Place(Tap('x'), ((1, 3, 2, 2),), (None,)) for _ in range(2)))
+    raw = loss.raw_variance
+    assert raw is not None and raw.tolist() == pytest.approx([4.99323] * 3, abs=2e-5)
+    x = torch.randn(2, 3, 2, 2)
+    assert loss(x, x).item() == pytest.approx(0.804719, rel=1e-5)
+
+
+# FT
+
+
+def test_ft_by_hand_and_blind_to_scale() -> None:
+    s, t = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[2.0, 0.0]]]])
+    assert ft_loss(s, t).item() == pytest.approx((0.4 + 0.8) / 2)
+    assert ft_loss(s, t, p=2).item() == pytest.approx((0.16 + 0.64) / 2)
+    assert FTLoss(loss_weight=500.0)(7 * s, 0.1 * t).item() == pytest.approx(300.0)
+    x = torch.randn(3, 4, 2, 2).double()
+    assert ft_loss(5 * x, x).item() < 1e-16 and ft_loss(-x, x) > 0.1
+    assert paraphraser_loss(torch.zeros(1, 2, 1, 2), torch.full((1, 2, 1, 2), -3.0)).item() == 9.0
 
 
 # All of them

@@ -52,3 +52,11 @@ def test_kdsvd_is_one_distiller_over_all_stages_of_a_classifier() -> None:
         preset('kdsvd', classifier(STAGES[:1]))
     with pytest.raises(ConfigError, match=r"preset 'kdsvd': it needs a classifier"):
         preset('kdsvd', detector())
+
+
+def test_vid_is_at_the_end_of_each_stage() -> None:
+    assert table(preset('vid', detector())) == {
+        f'vid_c{i}': (f'backbone.c{i}', 1.0) for i in (3, 4, 5)
+    }
+    stages = classifier(STAGES[:3])
+    assert list(table(preset('vid', stages))) == ['vid_c2', 'vid_c3', 'vid_c4']

@@ -11,6 +11,7 @@ from densekd.methods import (
     cc_loss,
     fsp_loss,
     fsp_matrix,
+    ft_loss,
     kdsvd_loss,
     lp_loss,
     nst_loss,
@@ -18,10 +19,11 @@ from densekd.methods import (
     rkd_angle_loss,
     rkd_distance_loss,
     sp_loss,
+    vid_loss,
 )
 from densekd.methods.relation import rkd
 from tests.methods import reference_relation as reference
-from tests.methods.test_reference import SMALL_MAPS, Shape, check, random, sizes
+from tests.methods.test_reference import MAPS, SMALL_MAPS, Shape, check, random, sizes
 
 VECTORS = st.tuples(st.integers(2, 5), st.integers(1, 4))
 WIDE = st.tuples(st.integers(2, 5), st.integers(2, 4))
@@ -147,3 +149,23 @@ def test_kdsvd(layers: list[Shape], basis: str, k: int) -> None:
             ),
             students[moved],
         )
+
+
+@pytest.mark.parametrize('eps', [1e-5, 0.5])
+@sizes(MAPS, (2, 3, 2, 4))
+def test_vid(shape: Shape, seed: int, eps: float) -> None:
+    s, t = random(*shape, seed=seed), random(*shape, seed=seed + 1)
+    raw = 2 * random(shape[1], seed=seed + 2)
+
+    def slow(x: Tensor, a: Tensor) -> float:
+        return reference.vid(x.tolist(), t.tolist(), a.tolist(), eps)
+
+    check(lambda x: vid_loss(x, t, raw, eps), lambda x: slow(x, raw), s)
+    check(lambda a: vid_loss(s, t, a, eps), lambda a: slow(s, a), raw)
+
+
+@pytest.mark.parametrize('p', [1, 2])
+@sizes(MAPS.filter(lambda shape: shape[1] * shape[2] * shape[3] > 1), (2, 3, 2, 4))
+def test_ft(shape: Shape, seed: int, p: int) -> None:
+    s, t = random(*shape, seed=seed), random(*shape, seed=seed + 1)
+    check(lambda x: ft_loss(x, t, p), lambda x: reference.ft(x.tolist(), t.tolist(), p), s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,24 +11,32 @@ import torch
 from torch import Tensor
 
 from densekd.core.taps import Place, Tap
-from densekd.errors import ConfigError, ShapeError, TapError
+from densekd.errors import CheckpointError, ConfigError, ShapeError, TapError
 from densekd.methods import (
     CCLoss,
     FELoss,
     FSPDistillationHead,
     FSPLoss,
+    FTDistillationHead,
+    FTLoss,
     KDSVDLoss,
     NSTLoss,
+    Paraphraser,
     RKDLoss,
+    VIDDistillationHead,
+    VIDLoss,
     cc_loss,
     fsp_loss,
+    ft_loss,
     kdsvd_loss,
     lp_loss,
     nst_loss,
+    paraphraser_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     sp_loss,
+    vid_loss,
 )
 from densekd.methods.feature import nst
 from densekd.methods.relation import rkd
@@ -372,3 +381,143 @@ def test_kdsvd_refuses_what_does_not_follow() -> None:
     for options in ({'k': 0}, {'size': 0}):
         with pytest.raises(ConfigError, match='is a number of'):
             KDSVDLoss(**options)
+
+
+# VID
+
+
+def test_its_variances_are_parameters_that_learn() -> None:
+    """In one port they stand in a list, where no optimiser finds them."""
+    head = VIDDistillationHead()
+    s, t = torch.randn(4, 3, 2, 2), torch.randn(4, 5, 2, 2)
+    value = head(s, t)
+    own = dict(head.named_parameters())
+    assert own['loss.raw_variance'].shape == (5,)
+    before = {name: p.detach().clone() for name, p in own.items()}
+    optimizer = torch.optim.SGD(own.values(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        value = head(s, t)
+    assert all(not torch.equal(p, before[name]) for name, p in own.items())
+
+
+@pytest.mark.parametrize('raw', [-200.0, 0.0, 200.0])
+def test_no_raw_variance_overflows(raw: float) -> None:
+    s, t = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
+    variances = torch.full((3,), raw, requires_grad=True)
+    value = vid_loss(s, t, variances)
+    value.backward()
+    assert value.isfinite() and variances.grad is not None and variances.grad.isfinite().all()
+    loss = VIDLoss(variance=1e4)  # of which exp() would not be finite
+    loss.bind(two_places((1, 3, 2, 2)), two_places((1, 3, 2, 2)))
+    assert loss.raw_variance is not None and loss.raw_variance.tolist() == [pytest.approx(1e4)] * 3
+
+
+def test_vid_refuses_what_does_not_fit() -> None:
+    x = torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ShapeError, match='there must be one for each channel'):
+        vid_loss(x, x, torch.zeros(2))
+    with pytest.raises(ConfigError, match='VIDLoss: it has a variance for each channel'):
+        VIDLoss()(x, x)
+    with pytest.raises(TapError, match='variances belong to the channels of one'):
+        VIDLoss().bind(two_places((1, 3, 2, 2)), two_places(*((1, 3, 2, 2),) * 2))
+    for options in ({'eps': 0.0}, {'variance': 1e-6}):
+        with pytest.raises(ConfigError, match='must be positive, and variance='):
+            VIDLoss(**options)
+
+
+# FT
+
+
+def paraphrasers(folder: Path, **options: Any) -> FTDistillationHead:
+    """Returns a head with weights that a paraphraser was saved with."""
+    torch.save(Paraphraser(6).state_dict(), folder / 'paraphraser.pth')
+    path = str(folder / 'paraphraser.pth')
+    connector = {'type': 'ParaphraserConnector', 'checkpoint': path, **options}
+    return FTDistillationHead(tea_connector=connector)
+
+
+def test_a_paraphraser_learns_to_rebuild_and_is_then_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(16, 2, 4, 4).repeat(1, 3, 1, 1).relu()
+    paraphraser = Paraphraser(6)
+    optimizer = torch.optim.Adam(paraphraser.parameters(), lr=0.01)
+    values = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        value = paraphraser_loss(paraphraser(maps), maps)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.8 * values[0]
+    assert all(p.grad is not None and p.grad.any() for p in paraphraser.parameters())
+
+    torch.save({'state_dict': paraphraser.state_dict()}, tmp_path / 'it.pth')
+    head = FTDistillationHead(
+        tea_connector={'type': 'ParaphraserConnector', 'checkpoint': tmp_path / 'it.pth'}
+    )
+    student = torch.randn(16, 4, 4, 4, requires_grad=True)
+    head(student, maps).backward()
+    encoder = head.tea_connector.encoder
+    for name, weight in encoder.state_dict().items():
+        assert torch.equal(weight, paraphraser.encoder.state_dict()[name])
+    trained = {name for name, p in head.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith('stu_connector.') for name in trained)
+    head.train()
+    assert not head.tea_connector.training and not encoder.training
+    expected = ft_loss(head.stu_connector(student), paraphraser.encoder(maps))
+    torch.testing.assert_close(head(student, maps), 500 * expected)
+
+
+def test_an_untrained_paraphraser_is_refused() -> None:
+    s, t = torch.randn(2, 4, 2, 2), torch.randn(2, 6, 2, 2)
+    with pytest.raises(ConfigError, match='ParaphraserConnector: no weights are given'):
+        FTDistillationHead()(s, t)
+    meant = FTDistillationHead(tea_connector={'type': 'ParaphraserConnector', 'untrained': True})
+    assert meant(s, t).isfinite()
+
+
+def test_a_resumed_head_has_its_paraphraser_without_the_file(tmp_path: Path) -> None:
+    s, t = torch.randn(2, 4, 2, 2), torch.randn(2, 6, 2, 2)
+    first = paraphrasers(tmp_path)
+    expected = first(s, t)
+    second = FTDistillationHead()
+    second._bind_to(s, t)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second.train()(s, t), first(s, t))
+    assert expected.isfinite()
+
+
+def test_weights_of_other_channels_or_another_rate_are_refused(tmp_path: Path) -> None:
+    s = torch.randn(2, 4, 2, 2)
+    with pytest.raises(CheckpointError, match='paraphraser'):
+        paraphrasers(tmp_path)(s, torch.randn(2, 8, 2, 2))
+    with pytest.raises(CheckpointError, match='paraphraser'):
+        paraphrasers(tmp_path, rate=1.0)(s, torch.randn(2, 6, 2, 2))
+    with pytest.raises(ConfigError, match='FT: rate is a share'):
+        Paraphraser(6, rate=0.0)
+    with pytest.raises(ConfigError, match='FT: p is 1 or 2, not 3'):
+        FTLoss(p=3)
+
+
+def test_a_finer_map_is_averaged_before_it_is_translated(tmp_path: Path) -> None:
+    """A factor is no linear function of its map, and averaging it is another thing."""
+    head = paraphrasers(tmp_path)
+    fine = Place(Tap('s', name='s'), ((1, 4, 8, 8),), ((8.0, 8.0),))
+    coarse = Place(Tap('t', name='t'), ((1, 6, 4, 8),), ((16.0, 8.0),))
+    head.bind(fine, coarse)
+    s, t = torch.randn(2, 4, 7, 6), torch.randn(2, 6, 4, 6)
+    small = torch.nn.functional.adaptive_avg_pool2d(s, (4, 6))
+    head.eval()
+    expected = ft_loss(head.stu_connector.layers(small), head.tea_connector.encoder(t))
+    torch.testing.assert_close(head(s, t), 500 * expected)
+
+
+def test_a_factor_of_zeros_harms_nothing() -> None:
+    s, t = torch.randn(3, 2, 2, 2), torch.randn(3, 2, 2, 2)
+    s[1] = 0
+    grad = gradient(ft_loss, s, t)
+    assert not grad[1].any() and bool(grad[0].any()) and grad.abs().max() < 10
+    assert gradient(ft_loss, s, 0 * t).abs().max() < 10
