@@ -9,7 +9,11 @@ from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from densekd.engine.coco_checks import check_coco, refuse_nothing_to_learn
-from densekd.engine.labelled_checks import check_labelled, labelled_dataset
+from densekd.engine.labelled_checks import (
+    check_labelled,
+    labelled_dataset,
+    refuse_other_classes,
+)
 from densekd.engine.mask_checks import check_masks, mask_dataset
 from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
 from densekd.errors import DataError, DenseKDError, did_you_mean
@@ -91,12 +95,15 @@ def check_data(cfg: Any, whole: bool = False) -> None:
     Raises:
         DataError: Naming the file and what it lacks.
     """
+    trained: tuple[str, ...] = ()
     for key, dataset in datasets(cfg, ('train', 'val')):
         path = annotation_path(dataset)
         if path is not None and not path.is_file():
             raise DataError(f'{key}: there is no annotation file {path}. {_nearest(path)}')
         if labelled_dataset(dataset) is not None:
-            check_labelled(cfg, dataset, key, whole)
+            named = check_labelled(cfg, dataset, key, whole)
+            trained = trained or named
+            refuse_other_classes(trained, named, key)
         elif cfg.get('default_scope') == 'mmseg':
             if mask_dataset(dataset) is not None:
                 check_masks(dataset, key, whole)

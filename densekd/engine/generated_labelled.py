@@ -49,18 +49,18 @@ def read_generated(
         ConfigError: If the data set's format is none that can be generated.
     """
     kind = labelled_dataset(dataset)
-    each = math.ceil(1 / float(dataset.get('fraction') or 1))
+    needed = math.ceil(1 / float(dataset.get('fraction') or 1))
     folder.mkdir(parents=True, exist_ok=True)
     if kind is not None and issubclass(kind, CIFAR10):
-        form = kind.form
-        write_cifar(folder, form, each, seed)
+        each = max(needed, math.ceil(images / kind.form.classes))
+        write_cifar(folder, kind.form, each, seed)
     elif kind is not None and issubclass(kind, ImageFolder):
         given = (dataset.get('metainfo') or {}).get('classes')
         names = given or [f'class_{i:04d}' for i in range(head_classes(cfg) or 2)]
         write_folders(
             folder,
             [str(name) for name in names],
-            each,
+            max(needed, math.ceil(images / len(names))),
             size if size and _is_large(dataset) else _size(dataset),
             split=str(dataset.get('split') or ''),
             listed=str(dataset.get('ann_file') or ''),

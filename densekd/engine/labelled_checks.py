@@ -49,7 +49,9 @@ def read_labels(dataset: Mapping[str, Any], where: str) -> LabelledImages:
         raise type(error)(f'{where}: {error}') from None
 
 
-def check_labelled(cfg: Any, dataset: Mapping[str, Any], where: str, whole: bool = False) -> None:
+def check_labelled(
+    cfg: Any, dataset: Mapping[str, Any], where: str, whole: bool = False
+) -> tuple[str, ...]:
     """Refuses data that can't be read, and labels that the head has no class for.
 
     Args:
@@ -57,6 +59,9 @@ def check_labelled(cfg: Any, dataset: Mapping[str, Any], where: str, whole: bool
         dataset: The dataset's config.
         where: The key of its dataloader, for messages.
         whole: Whether to look into every image.
+
+    Returns:
+        The names of the classes, in the order of their labels; none where the data has none.
 
     Raises:
         DataError: Naming the file or the class.
@@ -82,6 +87,24 @@ def check_labelled(cfg: Any, dataset: Mapping[str, Any], where: str, whole: bool
             load({'img_path': path})
         except DataError as error:
             raise DataError(f'{where}: {error}') from None
+    return tuple(str(name) for name in read.metainfo.get('classes') or ())
+
+
+def refuse_other_classes(trained: tuple[str, ...], scored: tuple[str, ...], where: str) -> None:
+    """Refuses data that is scored on whose labels stand for other classes than in training.
+
+    Raises:
+        DataError: Naming the first class that differs.
+    """
+    if not trained or not scored or trained == scored:
+        return
+    unlike = [name for name in trained if name not in scored]
+    unlike += [name for name in scored if name not in trained]
+    reason = f'{unlike[0]!r} is in one of them only' if unlike else 'their order differs'
+    raise DataError(
+        f'{where}: its {len(scored)} classes are not the {len(trained)} that are trained: '
+        f'{reason}. Give both the same metainfo=dict(classes=(…)).'
+    )
 
 
 def head_classes(cfg: Any) -> int | None:
