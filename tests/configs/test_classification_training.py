@@ -1,0 +1,90 @@
+"""The classification configs train on data in the form of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from densekd.engine.data_checks import check_data, datasets
+from densekd.engine.generated_data import with_generated_data
+from densekd.engine.run import evaluate, is_distillation, prepare, train
+from densekd.wrappers.config import load_config
+from tests.configs.test_configs import ALL, DISTILLED, ROOT, stem
+
+ALONE = [name for name in ALL if name.startswith('configs/classification/')]
+DIGITS = next(n for n in DISTILLED if '/kd/classification/' in n and '_digits_' in n)
+TRAINED = {
+    'configs/classification/resnet20_200e_cifar10.py': (8, 32),
+    'configs/classification/wrn16_2_200e_cifar100.py': (8, 32),
+    'configs/classification/resnet18_100e_imagenet.py': (4, 64),
+    DIGITS: (8, 32),
+}
+
+
+def short_run(name: str, folder: Path, **options: Any) -> Any:
+    """Returns a prepared config of one epoch on generated images, nothing else changed."""
+    cfg = prepare(
+        str(ROOT / name),
+        folder / 'work',
+        {
+            'train_cfg.max_epochs': 1,
+            **{
+                f'{split}_dataloader.{key}': value
+                for split in ('train', 'val', 'test')
+                for key, value in {'num_workers': 0, 'persistent_workers': False}.items()
+            },
+            'log_level': 'WARNING',
+            **options,
+        },
+    )
+    if is_distillation(cfg):
+        cfg.model.teacher.pop('checkpoint')
+        cfg.model.teacher.untrained = True
+    return with_generated_data(cfg, folder / 'data', 8, (96, 128))
+
+
+@pytest.mark.parametrize('name', TRAINED, ids=stem)
+def test_it_trains_and_is_scored(name: str, tmp_path: Path) -> None:
+    more = {'train_dataloader.dataset.indices': 8, 'val_dataloader.dataset.indices': 8}
+    cfg = short_run(name, tmp_path, **more)
+    if 'imagenet' in name:
+        cfg.val_dataloader.dataset.pipeline[1].size = 64
+    check_data(cfg)
+    last = train(cfg, preflight=False)
+    weights = torch.load(last, weights_only=False)['state_dict']
+    assert {k.split('.')[0] for k in weights} == {'backbone', 'head'}
+    assert all(torch.isfinite(v).all() for v in weights.values() if v.is_floating_point())
+    scores = json.loads((last.parent / 'scores.json').read_text())
+    assert {'accuracy/top1', 'accuracy/top5'} <= scores['best'].keys()
+    cfg.test_dataloader.dataset.indices = 8
+    if 'imagenet' in name:
+        cfg.test_dataloader.dataset.pipeline[1].size = 64
+    assert evaluate(cfg, last).keys() == {'accuracy/top1', 'accuracy/top5'}
+
+
+@pytest.mark.parametrize('name', ALONE, ids=stem)
+def test_it_is_scored_on_all_of_the_test_data(name: str) -> None:
+    """Augmentation is for training alone, and a part of the data may be asked for."""
+    cfg = load_config(str(ROOT / name))
+    for key, dataset in datasets(cfg):
+        drawn = {'densekd.PadCrop', 'densekd.Flip', 'densekd.RandomResizedCrop'}
+        random = drawn & {step.type for step in dataset.pipeline}
+        assert bool(random) == (key == 'train_dataloader')
+        assert ('fraction' in dataset) == (key == 'train_dataloader')
+        assert bool(dataset.get('test_mode')) == (key != 'train_dataloader')
+    classes = {'cifar10': 10, 'cifar100': 100, 'imagenet': 1000}[name[:-3].rpartition('_')[2]]
+    assert cfg.model.head.num_classes == classes
+
+
+def test_the_teacher_on_digits_sees_what_the_student_sees() -> None:
+    cfg = prepare(str(ROOT / DIGITS))
+    teacher = load_config(cfg.model.teacher.model)
+    assert teacher.model.data_preprocessor == cfg.model.student.data_preprocessor
+    assert teacher.train_dataloader == cfg.train_dataloader
+    assert cfg.model.classes == list(cfg.classes)
+    last = f'work_dirs/{Path(cfg.model.teacher.model).stem}/epoch_{teacher.max_epochs}.pth'
+    assert cfg.model.teacher.checkpoint == last
