@@ -569,7 +569,7 @@ def stages(sizes: Sizes, loss: str, formula: Formula, count: int, **options: Any
     return Problem(build(loss, **options), student, teacher, formula)
 
 
-@case('FSPLoss', 'ResNet-50 C4 and C5 of 64 images', 3, 'gradients, G and its gradient')
+@case('FSPLoss', 'ResNet-50 C4 and C5 of 64 images', 3, 'gradients, pooled, in double')
 def fsp(sizes: Sizes) -> Problem:
     """L = mean (G_s - G_t)^2, G = first second^T / (H*W)."""
 

@@ -159,9 +159,9 @@ def find(name: str, methods: Iterable[Method] | None = None) -> Method:
     Example:
         >>> find('FitNets').name, find('kd-qfl').name, find('OFDLOSS').name
         ('fitnet', 'kd_qfl', 'ofd')
-        >>> find('pdk')
+        >>> find('fitnet2')
         Traceback (most recent call last):
-        densekd.errors.ConfigError: there is no method 'pdk'. Did you mean 'pkd'...
+        densekd.errors.ConfigError: there is no method 'fitnet2'. Did you mean 'fitnet'...
     """
     methods = catalogue() if methods is None else list(methods)
     parts = {

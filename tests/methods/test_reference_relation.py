@@ -123,6 +123,17 @@ def test_fsp(shape: Shape, seed: int, size: tuple[int, int]) -> None:
         )
 
 
+@pytest.mark.parametrize('cells', [(1, 2), (2, 1)])
+def test_fsp_of_more_channels_than_cells(cells: tuple[int, int]) -> None:
+    s, second = random(2, 5, *cells, seed=0), random(2, 4, 1, 2, seed=1)
+    theirs = random(2, 5, 2, 1, seed=2), random(2, 4, 1, 1, seed=3)
+    check(
+        lambda x: fsp_loss((x, second), theirs),
+        lambda x: reference.fsp([x.tolist(), second.tolist()], [y.tolist() for y in theirs]),
+        s,
+    )
+
+
 # Channels, height and width of each layer: more cells than channels, fewer, and of each kind.
 LAYERS = [
     [(3, 2, 3), (4, 2, 2)],

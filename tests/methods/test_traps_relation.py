@@ -27,6 +27,7 @@ from densekd.methods import (
     VIDLoss,
     cc_loss,
     fsp_loss,
+    fsp_matrix,
     ft_loss,
     kdsvd_loss,
     lp_loss,
@@ -281,7 +282,7 @@ def test_fsp_is_between_two_maps() -> None:
             FSPLoss().bind(two_places(*shapes), two_places((1, 2, 2, 2), (1, 2, 2, 2)))
     with pytest.raises(ShapeError, match='fsp_loss: the teacher gives 3 maps'):
         fsp_loss((ones, ones), [ones] * 3)
-    with pytest.raises(ShapeError, match=r'matrices of channels are \(1, 2, 2\).*\(1, 4, 2\)'):
+    with pytest.raises(ShapeError, match=r'pair is \[\(1, 2, 2, 2\).*images and channels must'):
         fsp_loss((ones, ones), (torch.ones(1, 4, 2, 2), ones))
 
 
@@ -293,6 +294,26 @@ def test_fsp_converts_what_differs_and_nothing_else() -> None:
     s = [torch.randn(2, 2, 4, 4), torch.randn(2, 4, 2, 2)]
     t = [torch.randn(2, 2, 6, 6), torch.randn(2, 6, 3, 3)]  # sizes are each side's own
     assert head(s, t).isfinite()
+
+
+def test_fsp_of_few_cells_never_holds_a_matrix_and_loses_no_digit() -> None:
+    """What is left of two flows that nearly agree is far smaller than they are."""
+    s, t = ([torch.randn(2, c, 3, 3) for c in (48, 64)] for _ in range(2))
+    near = [x + 1e-3 * y for x, y in zip(s, t, strict=True)]
+    for teacher in (t, near):
+        matrices = [fsp_matrix(*(x.double() for x in side)) for side in (s, teacher)]
+        expected = (matrices[0] - matrices[1]).square().mean().float()
+        torch.testing.assert_close(fsp_loss(s, teacher), expected, rtol=1e-5, atol=0)
+    sizes = []
+
+    def pack(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    s[0].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        fsp_loss(s, t)
+    assert max(sizes) <= 2 * 64 * 18 < 2 * 48 * 64
 
 
 def test_fsp_of_large_half_precision_maps_is_finite() -> None:

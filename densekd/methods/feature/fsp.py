@@ -47,6 +47,12 @@ def fsp_matrix(
         >>> fsp_matrix(first, torch.cat([first, 3 * first], 1))  # (1 + 4) / 2, and three times it
         tensor([[[2.5000, 7.5000]]])
     """
+    a, b = _pair(first, second)
+    return torch.bmm(a, b.mT)
+
+
+def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both maps at one size, as (N, C, cells), the first divided by the number of cells."""
     if first.dim() != 4 or second.dim() != 4 or len(first) != len(second):
         raise ShapeError(
             f'fsp_matrix: the maps are {tuple(first.shape)} and {tuple(second.shape)}; both must '
@@ -55,7 +61,7 @@ def fsp_matrix(
     h, w = (min(a, b) for a, b in zip(first.shape[2:], second.shape[2:], strict=True))
     a, b = (_pooled(x, h, w).flatten(2) for x in (first, second))
     # Divided first: sums of products over H*W leave the range of a half-precision number.
-    return torch.bmm(a / max(h * w, 1), b.mT)
+    return a / max(h * w, 1), b
 
 
 def _pooled(x: Tensor, h: int, w: int) -> Tensor:
@@ -89,16 +95,32 @@ def fsp_loss(
     for side, pair in (('student', student_pair), ('teacher', teacher_pair)):
         if len(pair) != 2:
             raise ShapeError(f'fsp_loss: the {side} gives {len(pair)} maps, and a pair is two.')
-    s = fsp_matrix(*student_pair)
-    t = fsp_matrix(*(x.detach() for x in teacher_pair))
-    if s.shape != t.shape:
+    s = _pair(*student_pair)
+    t = _pair(*(x.detach() for x in teacher_pair))
+    if [x.shape[:2] for x in s] != [x.shape[:2] for x in t]:
         raise ShapeError(
-            f"fsp_loss: the student's matrices of channels are {tuple(s.shape)} and the teacher's "
-            f'{tuple(t.shape)}. Give the head stu_connector=dict(type="ConvConnector").'
+            f'fsp_loss: the student pair is {[tuple(x.shape) for x in student_pair]} and the '
+            f"teacher's {[tuple(x.shape) for x in teacher_pair]}; images and channels must agree. "
+            'Give the head stu_connector=dict(type="ConvConnector").'
         )
-    if not s.numel():
+    first, second = s
+    if not first.numel() or not second.numel():
         return zero_like_loss(*student_pair)
-    return F.mse_loss(s, t)
+    size = len(first) * first.shape[1] * second.shape[1]
+    if (first.shape[2] + t[0].shape[2]) ** 2 < first.shape[1] * second.shape[1]:
+        return _between_few_cells(s, t) / size
+    return (torch.bmm(first, second.mT) - torch.bmm(t[0], t[1].mT)).square().sum() / size
+
+
+def _between_few_cells(s: tuple[Tensor, Tensor], t: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns the sum of (G^s - G^t)^2 of maps with fewer cells than channels, without any G.
+
+    G^s - G^t = [A_s, -A_t] [B_s, B_t]^T, and the squares of such a product are the inner product of
+    two matrices of cells by cells. Large terms cancel there, which takes double precision.
+    """
+    a = torch.cat([s[0], -t[0]], 2).double()
+    b = torch.cat([s[1], t[1]], 2).double()
+    return (torch.bmm(a.mT, a) * torch.bmm(b.mT, b)).sum().to(s[0])
 
 
 @LOSSES.register

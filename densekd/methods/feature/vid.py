@@ -68,7 +68,8 @@ def vid_loss(
         return zero_like_loss(mean, raw_variance)
     variance = nn.functional.softplus(raw_variance) + eps
     # The mean of each channel first: what is divided by its variance is then one number.
-    error = (mean - teacher.detach()).square().transpose(0, 1).flatten(1).mean(1)
+    rest = [axis for axis in range(mean.dim()) if axis != 1]
+    error = (mean - teacher.detach()).square().mean(rest)
     return 0.5 * (error / variance + variance.log()).mean()
 
 
