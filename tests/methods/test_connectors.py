@@ -132,10 +132,18 @@ def test_each_level_of_a_list_has_its_own() -> None:
 OWN = [name for name in sorted(HEADS) if name != 'DistillationHead']
 
 
+def both_sides(name: str, connector: object) -> dict[str, object]:
+    """Returns what puts a connector in the place of each that the head has by itself."""
+    sides = ['stu_connector']
+    if HEADS.get(name, 'here').default_tea_connector is not None:
+        sides.append('tea_connector')
+    return dict.fromkeys(sides, connector)
+
+
 @pytest.mark.parametrize('connector', ['IdentityConnector', {'type': 'IdentityConnector'}])
 @pytest.mark.parametrize('name', OWN)
 def test_the_identity_switches_a_heads_connector_off(name: str, connector: object) -> None:
-    bare = HEADS.build({'type': name, 'stu_connector': connector}, 'here')
+    bare = HEADS.build({'type': name, **both_sides(name, connector)}, 'here')
     assert type(bare.stu_connector) is IdentityConnector
     given = sample(bare.loss)
     bare.bind(*given.places)
@@ -148,7 +156,7 @@ def test_the_identity_switches_a_heads_connector_off(name: str, connector: objec
 @pytest.mark.parametrize('name', OWN)
 @pytest.mark.parametrize('side', ['stu_connector', 'tea_connector'])
 def test_the_identity_is_refused_between_channels_that_are_compared(name: str, side: str) -> None:
-    head = HEADS.build({'type': name, 'stu_connector': 'IdentityConnector'}, 'here')
+    head = HEADS.build({'type': name, **both_sides(name, 'IdentityConnector')}, 'here')
     if side == 'tea_connector':
         head.stu_connector, head.tea_connector = None, head.stu_connector
     places = sample(head.loss, wider=2).places

@@ -41,7 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'KDSVDLoss', 'basis': 'own', 'k': 1},
     {'type': 'MGDLoss', 'mask_kind': 'channel'},
     {'type': 'NSTLoss', 'kernel': 'linear'},
-    {'type': 'NSTLoss', 'kernel': 'gaussian'},
+    {'type': 'NSTLoss', 'kernel': 'gaussian', 'sigma2': 0.5},  # else it is a constant of the step
     {'type': 'OFDLoss', 'margin': 'empirical'},
     {'type': 'SKDPairwiseLoss', 'scale': 0.25},
     {'type': 'RKDLoss', 'angle': 0.0},

@@ -15,6 +15,7 @@ from densekd.methods import (
     kdsvd_loss,
     lp_loss,
     nst_loss,
+    paraphraser_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
@@ -22,6 +23,7 @@ from densekd.methods import (
     vid_loss,
 )
 from densekd.methods.relation import rkd
+from tests.methods import reference as plain
 from tests.methods import reference_relation as reference
 from tests.methods.test_reference import MAPS, SMALL_MAPS, Shape, check, random, sizes
 
@@ -180,3 +182,9 @@ def test_vid(shape: Shape, seed: int, eps: float) -> None:
 def test_ft(shape: Shape, seed: int, p: int) -> None:
     s, t = random(*shape, seed=seed), random(*shape, seed=seed + 1)
     check(lambda x: ft_loss(x, t, p), lambda x: reference.ft(x.tolist(), t.tolist(), p), s)
+
+
+@sizes(MAPS, (2, 3, 2, 4))
+def test_paraphraser(shape: Shape, seed: int) -> None:
+    s, t = random(*shape, seed=seed), random(*shape, seed=seed + 1)
+    check(lambda x: paraphraser_loss(x, t), lambda x: plain.hint(x.tolist(), t.tolist()), s)
