@@ -51,11 +51,15 @@ def did_you_mean(name: str, options: Iterable[str], limit: int = 12) -> str:
     Example:
         >>> did_you_mean('backbon.c4', ['neck.p3', 'backbone.c4'])
         "Did you mean 'backbone.c4'? It has: backbone.c4, neck.p3."
+        >>> did_you_mean('pdk', ['pkd', 'pkt'])  # letters in another order are the likeliest slip
+        "Did you mean 'pkd'? It has: pkd, pkt."
     """
     names = sorted({str(option) for option in options})
     if not names:
         return 'It has none.'
-    near = get_close_matches(str(name), names, n=3, cutoff=0.6)
+    letters = sorted(str(name))
+    near = [option for option in names if sorted(option) == letters]
+    near = near or get_close_matches(str(name), names, n=3, cutoff=0.6)
     hint = ''
     if near:
         hint = 'Did you mean ' + ' or '.join(repr(option) for option in near) + '? '
