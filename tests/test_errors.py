@@ -165,7 +165,7 @@ MISTAKES: dict[str, tuple[type[DenseKDError], Callable[[], Any], str]] = {
         ConfigError,
         lambda: parse_tap(dict(path='neck', calls=1), {}, 'here'),
         "here: Tap takes no 'calls'. Did you mean 'call'? It has: call, coding, columns, copy, "
-        'index, level, name, norm, path, rectified, side.',
+        'index, level, name, norm, path, rectified, side, tokens.',
     ),
     'no such place': (
         TapError,
@@ -322,7 +322,7 @@ MISTAKES: dict[str, tuple[type[DenseKDError], Callable[[], Any], str]] = {
         ConfigError,
         lambda: build_schedule(dict(warm_up=500), 'distillers[0]'),
         "distillers[0].schedule: Schedule takes no 'warm_up'. Did you mean 'warmup'? It has: "
-        'begin, by, decay, end, stop, warmup.',
+        'begin, by, connectors_first, decay, end, stop, warmup.',
     ),
     'argument of a function': (
         ConfigError,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -314,6 +315,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in (*CONTROLS, *methods):
             hint = did_you_mean(arm, [*CONTROLS, *methods])
             parser.error(f'--arms: there is no {arm!r} for {args.model}. {hint}')
+    # So that whoever stops this script stops the processes that it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     args.work_dir.mkdir(parents=True, exist_ok=True)
     make_digits(args.data)
     taught = [arm for arm in args.arms if arm not in CONTROLS]
