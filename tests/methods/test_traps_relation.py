@@ -151,6 +151,17 @@ def test_angles_of_a_tight_cluster_have_their_digits() -> None:
     torch.testing.assert_close(rkd_angle_loss(s, t), expected, rtol=1e-4, atol=0)
 
 
+def test_points_that_differ_by_rounding_are_one() -> None:
+    """A slope of 1 over their distance would be one of a million."""
+    s, t = torch.randn(8, 16), torch.randn(8, 16)
+    s[1] = s[0] * (1 + 2e-7)
+    t[2] = t[3] * (1 - 2e-7)
+    assert gradient(rkd_angle_loss, s, t).abs().max() < 1
+    once, twice = s.clone(), t.clone()
+    once[1], twice[2] = s[0], t[3]
+    torch.testing.assert_close(rkd_angle_loss(s, t), rkd_angle_loss(once, twice), rtol=1e-4, atol=0)
+
+
 def test_angles_hold_n_cubed_numbers_and_not_n_squared_vectors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -253,6 +264,8 @@ def test_nst_never_holds_a_difference_of_every_pair_of_channels() -> None:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
                 nst_loss(s.requires_grad_(), t, kernel)
             assert max(sizes) <= 2 * 64 * max(64, size[0] * size[1])
+            if kernel == 'poly' and size == (3, 3):  # nor a product of every pair
+                assert max(sizes) == 2 * 64 * 9
 
 
 def test_nst_resizes_and_refuses() -> None:
@@ -351,6 +364,19 @@ def test_degenerate_maps_have_an_ordinary_gradient(basis: str, name: str) -> Non
         assert grad.abs().max() < 10
     both = gradient(lambda m, y: kdsvd_loss([m, m], y, basis), x, [x, other])
     assert both.abs().max() < 10
+
+
+def test_values_that_are_nearly_equal_have_a_bounded_slope() -> None:
+    """Without a bound it is the inverse of their gap: 1e9 and more."""
+    other = layers(torch.randn(2, 4, 2, 2))
+    for gap in (1e-9, 1e-12):
+        x = torch.eye(4).double() + gap * torch.randn(2, 4, 4).double()
+        student = [other[0].double(), x.reshape(2, 4, 2, 2)]
+        teacher = [y.double() for y in other]
+        grad = gradient(
+            lambda m, y, s=student: kdsvd_loss([s[0], m], y, 'own', k=1), student[1], teacher
+        )
+        assert grad.abs().max() < 1e5
 
 
 def test_kdsvd_in_single_precision_is_that_in_double() -> None:

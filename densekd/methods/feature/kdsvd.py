@@ -32,6 +32,7 @@ from densekd.registry import HEADS, LOSSES, PRESETS
 BASES = ('teacher', 'own')
 FURTHER = 3  # vectors of the student, beyond k, that an alignment may choose from
 NEGLIGIBLE = 1e-6  # of the largest singular value: what lies below is rounding
+NEAR = 1e-5  # of the largest eigenvalue: two that are nearer than that no longer repel each other
 TERMS = 12  # of the series of exp(x), |x| <= 1/4: the next is 1e-16
 
 
@@ -141,7 +142,7 @@ class _Eigenvectors(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Any) -> Tensor:
         values, vectors = ctx.saved_tensors
         gap = values[:, None, :] - values[:, :, None]
-        square = gap.square() + (NEGLIGIBLE * values[:, -1:, None]).square()
+        square = gap.square() + (NEAR * values[:, -1:, None]).square()
         inverse = torch.where(square > 0, gap / torch.where(square > 0, square, 1.0), 0.0)
         return vectors @ (inverse * (vectors.mT @ slopes[1])) @ vectors.mT
 
