@@ -23,8 +23,8 @@ def test_a_dense_task_has_no_place_for_them(name: str) -> None:
         preset(name, detector())
     with pytest.raises(ConfigError, match=f"preset '{name}': it needs a"):
         preset(name, anatomy('segmentor', [*STAGES, 'decode.logits']))
-    with pytest.raises(ConfigError, match=f"preset '{name}': there is no at='neck'"):
-        preset(name, classifier(STAGES), 'neck')
+    with pytest.raises(ConfigError, match=f"preset '{name}': there is no at='head'"):
+        preset(name, classifier(STAGES), 'head')
 
 
 def test_nst_is_at_the_end_of_the_backbone() -> None:

@@ -105,4 +105,4 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     return [{'student_module': name, 'teacher_module': name, 'head': head}]
 
 
-preset.at = ('backbone',)
+preset.at = ('neck',)
