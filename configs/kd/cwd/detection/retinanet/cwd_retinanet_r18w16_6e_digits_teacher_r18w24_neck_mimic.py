@@ -1,6 +1,9 @@
 """CWD on the neck: RetinaNet on digit scenes, R-18 of width 16 by width 24.
 
 Command: densekd demo --detector retinanet --method cwd
+
+The weight was chosen for these scenes (projects/digits_benchmark), a tenth of what public
+ports to detectors have.
 """
 
 _base_ = ['../../../../digits/retinanet_r18w16_6e_digits.py']
@@ -13,5 +16,16 @@ model = dict(
         model='{{ fileDirname }}/../../../../digits/retinanet_r18w24_8e_digits.py',
         checkpoint='work_dirs/retinanet_r18w24_8e_digits/epoch_8.pth',
     ),
-    preset='cwd',
+    distillers=[
+        dict(
+            student_module=f'neck.{level}',
+            teacher_module=f'neck.{level}',
+            head=dict(
+                type='CWDDistillationHead',
+                loss=dict(type='CWDLoss', loss_weight=1.0, tau=1.0),
+                name=f'cwd_{level}',
+            ),
+        )
+        for level in ('p2', 'p3', 'p4', 'p5')
+    ],
 )
