@@ -414,6 +414,19 @@ def kd(sizes: Sizes) -> Problem:
     return maps(sizes, sizes.logits, 'KDLoss', formula)
 
 
+@case('DMLLoss', 'logits of 1000 classes of 64 images, by two peers', 4, 'gradient, log q, p twice')
+def dml(sizes: Sizes) -> Problem:
+    """L = mean over two peers of mean sum_k p log(p/q)."""
+    shape = (sizes.vectors[0], 1000)
+
+    def formula(s: Tensor, t: Any, _: Batch) -> Tensor:
+        q = s.softmax(1)
+        return sum((x.softmax(1) * (x.softmax(1) / q).log()).sum(1).mean() for x in t) / 2
+
+    peers = [sizes.normal(*shape) for _ in range(2)]
+    return Problem(build('DMLLoss'), sizes.student(*shape), peers, formula)
+
+
 @case('DKDLoss', "a segmentor's logits", 3, 'gradient, log h_s, h_t')
 def dkd(sizes: Sizes) -> Problem:
     """L = tau^2 mean KL(b_t || b_s) + 8 KL(h_t || h_s), at temperature 4, a tenth ignored."""
@@ -635,6 +648,21 @@ def ft(sizes: Sizes) -> Problem:
         return (unit(s.flatten(1)) - unit(t.flatten(1))).abs().mean()
 
     return maps(sizes, sizes.stages[-1], 'FTLoss', formula)
+
+
+@case(
+    'FEEDLoss', 'two translations as large as ResNet-50 C5 of 64 images', 2, 'gradient, differences'
+)
+def feed(sizes: Sizes) -> Problem:
+    """L = mean over two teachers of mean |tr_s - t|, of maps of unit length."""
+    n, c, h, w = sizes.stages[-1]
+
+    def formula(s: Tensor, t: Any, _: Batch) -> Tensor:
+        pairs = zip(s.chunk(2, 1), t, strict=True)
+        return sum((unit(a.flatten(1)) - unit(b.flatten(1))).abs().mean() for a, b in pairs) / 2
+
+    teachers = [sizes.normal(n, c, h, w) for _ in range(2)]
+    return Problem(build('FEEDLoss'), sizes.student(n, 2 * c, h, w), teachers, formula)
 
 
 # Relations between images

@@ -27,6 +27,7 @@ class Distiller(nn.Module):
         teachers: Names of the teachers to read; with several, the loss gets a list.
         schedule: How the weight changes.
         lr_mult: Factor on the learning rate of what the head adds: its connectors.
+        learner: Name of the network that it teaches, if that is not the student but a peer.
 
     Raises:
         ConfigError: If there is nothing to train with that learning rate, or before the student.
@@ -41,6 +42,7 @@ class Distiller(nn.Module):
         teachers: Sequence[str] = ('teacher',),
         schedule: Schedule | None = None,
         lr_mult: float = 1.0,
+        learner: str = 'student',
     ) -> None:
         super().__init__()
         self.head = head
@@ -50,6 +52,7 @@ class Distiller(nn.Module):
         self.teachers = tuple(teachers)
         self.schedule = schedule or Schedule()
         self.lr_mult = lr_mult
+        self.learner = learner
         self._refuse_idle()
 
     def _refuse_idle(self) -> None:

@@ -30,6 +30,14 @@ class DistillHook(Hook):
         if isinstance(model, DistillModel):
             model.set_clock(runner.iter, epochs_begun(runner))
 
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Moves averages of the student where a wrapper around the model makes the steps."""
+        model = unwrapped(runner.model)
+        if isinstance(model, DistillModel) and model is not runner.model:
+            model.after_step()
+
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Adds all that distillation needs to go on, and drops what could not be read again."""
         _drop_functions(checkpoint.get('param_schedulers'))

@@ -19,11 +19,12 @@ ONE_CYCLE = ('OneCycleLR', 'OneCycleParamScheduler')
 
 
 def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> OptimWrapper:
-    """Builds the student's own optimiser, then adds the distillers' parameters in groups apart.
+    """Builds the student's own optimiser, then adds peers and distillers in groups apart.
 
     The student's constructor runs on the bare student: its parameter names carry no prefix, as
-    constructors of layer-wise decay expect, and its groups are those of plain training. Gradients
-    are clipped apart too: a large gradient of a connector must not shrink the student's step.
+    constructors of layer-wise decay expect, and its groups are those of plain training. So it does
+    on each peer. Gradients are clipped apart too: a large gradient of a connector or a peer must
+    not shrink the student's step.
 
     Args:
         model: The model.
@@ -38,13 +39,16 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     own = config.pop('distillers', {})
     check_arguments(_group, {'optimizer': {}, **own}, 'optim_wrapper.distillers')
     wrapper = build_optim_wrapper(model.student, config)
-    if not any(p.requires_grad for p in model.distillers.parameters()):
+    learns = any(p.requires_grad for p in model.distillers.parameters())
+    if not learns and not len(model.peers):
         return wrapper
     if isinstance(wrapper, OptimWrapperDict):
         raise ConfigError(
-            "optim_wrapper: the student has several optimisers, and the distillers' parameters "
-            'belong to none of them. Use distillers without parameters, or one optimiser.'
+            "optim_wrapper: the student has several optimisers, and the distillers' or peers' "
+            'parameters belong to none of them. Use distillers without parameters and no peers, '
+            'or one optimiser.'
         )
+    counts = [_add_peer(wrapper, peer, config) for peer in model.peers.values()]
     # Constructors may note names, and torch wants them of all groups or of none.
     named = 'param_names' in wrapper.optimizer.param_groups[0]
     own = {'lr_mult': 1.0, **own}
@@ -55,7 +59,15 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
         if named:
             group['param_names'] = list(parameters)
         wrapper.optimizer.add_param_group({**group, LR_MULT: factors['lr_mult']})
-    return clipping_apart(wrapper, len(added))
+    return clipping_apart(wrapper, *counts, len(added))
+
+
+def _add_peer(wrapper: OptimWrapper, peer: nn.Module, config: dict[str, Any]) -> int:
+    """Adds a peer's groups, as its own optimiser would have them; returns how many."""
+    groups = build_optim_wrapper(peer, copy.deepcopy(config)).optimizer.param_groups
+    for group in groups:
+        wrapper.optimizer.add_param_group(group)
+    return len(groups)
 
 
 def _by_lr_mult(model: DistillModel) -> dict[float, dict[str, nn.Parameter]]:
@@ -84,22 +96,26 @@ def _group(
     return group
 
 
-def clipping_apart(wrapper: OptimWrapper, count: int = 1) -> OptimWrapper:
+def clipping_apart(wrapper: OptimWrapper, *counts: int) -> OptimWrapper:
     """Makes an optimiser wrapper clip its last groups by themselves, and the others as without.
 
     Args:
         wrapper: The wrapper.
-        count: How many of its groups are clipped apart, together.
+        counts: How many of its groups are clipped together, for each block of the last ones.
     """
     kind = type(wrapper)
 
     class ClippingApart(kind):  # type: ignore[valid-type, misc]
         def _clip_grad(self) -> None:
             groups = self.optimizer.param_groups
-            last = [p for g in groups[-count:] for p in g['params'] if p.grad is not None]
-            if last:
-                self.clip_func(last, **self.clip_grad_kwargs)
-            self.optimizer.param_groups = groups[:-count]
+            begin = len(groups) - sum(counts)
+            own, last = groups[:begin], groups[begin:]
+            for count in counts:
+                block, last = last[:count], last[count:]
+                held = [p for g in block for p in g['params'] if p.grad is not None]
+                if held:
+                    self.clip_func(held, **self.clip_grad_kwargs)
+            self.optimizer.param_groups = own
             try:
                 super()._clip_grad()
             finally:

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from densekd.core.checkpoint import fetched, find_checkpoint
+from densekd.core.moving import MovingTeacher
 from densekd.core.ops import private_rng
 from densekd.core.schedule import Schedule
 from densekd.engine.data_checks import check_data
@@ -246,7 +247,7 @@ def try_step(model: Any, data: Any) -> Report:
 
 
 def _describe(model: DistillModel, key: str) -> Term:
-    distiller = model.distillers[key]
+    distiller: Any = model.distillers[key]
     student, teacher = model.places[key]
     shapes = _shapes(student), _shapes(teacher)
     connectors = [
@@ -256,12 +257,18 @@ def _describe(model: DistillModel, key: str) -> Term:
     ]
     return Term(
         key,
-        ', '.join(t.label for t in distiller.taps('student').values()),
-        ', '.join(t.label for t in distiller.taps('teacher').values()),
+        _labels(distiller, 'student', distiller.learner),
+        _labels(distiller, 'teacher', ', '.join(distiller.teachers)),
         shapes[0] if shapes[0] == shapes[1] else f'{shapes[0]} | {shapes[1]}',
         ', '.join('-' if s is None else f'{s[0]:g}' for s in student.strides),
         ', '.join(connectors) or 'none',
     )
+
+
+def _labels(distiller: Any, side: str, network: str) -> str:
+    labels = ', '.join(t.label for t in distiller.taps(side).values())
+    # A network is named where it is not the one that is meant without a word.
+    return labels if network in ('student', 'teacher') else f'{network}: {labels}'
 
 
 def _shapes(place: Any) -> str:
@@ -295,6 +302,8 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
     weightless = distiller.head.loss.loss_weight == 0
     if not math.isfinite(term.value):
         for name in distiller.teachers:
+            if name not in model.teachers:
+                continue
             state = model.teachers[name].model.state_dict().values()
             if not all(torch.isfinite(t).all() for t in state if t.is_floating_point()):
                 raise CheckpointError(f'teacher {name!r}: its weights are not all finite numbers.')
@@ -302,7 +311,8 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
             f'distiller {term.key!r}: the term is {term.value} on generated data. Its values leave '
             'the range of the loss; check the tap and the loss_weight.'
         )
-    parameters = [p for p in model.student.parameters() if p.requires_grad]
+    learner = model.student if distiller.learner == 'student' else model.peers[distiller.learner]
+    parameters = [p for p in learner.parameters() if p.requires_grad]
     if not loss.requires_grad:
         raise TapError(f'distiller {term.key!r}: the term has no gradient at all.')
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -315,7 +325,9 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
         )
     if not math.isfinite(term.gradient):
         raise ConfigError(f'distiller {term.key!r}: its gradient on the student is not finite.')
-    rests = distiller.head.loss.may_rest and term.value == 0
+    # An average of the student is at first the student itself.
+    moving = any(isinstance(model.teachers.get(name), MovingTeacher) for name in distiller.teachers)
+    rests = (distiller.head.loss.may_rest or moving) and term.value == 0
     if term.gradient == 0 and not weightless and not rests:
         raise TapError(
             f'distiller {term.key!r}: the term ({term.value:.3g}) sends a gradient of exactly zero '

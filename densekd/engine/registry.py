@@ -8,7 +8,7 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='densekd', locations=['densekd.engine.models'])
-RUNNING = ['densekd.engine.hooks', 'densekd.engine.scores']
+RUNNING = ['densekd.engine.hooks', 'densekd.engine.peers', 'densekd.engine.scores']
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='densekd', locations=RUNNING)
 DATA = ['densekd.engine.labelled']
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='densekd', locations=DATA)

@@ -15,6 +15,7 @@ from densekd.core.checkpoint import read_checkpoint, unprefixed, weights_in
 from densekd.engine import registry  # noqa: F401  makes densekd.X known to mmengine
 from densekd.engine.data_order import seeded_loader, skip_batches
 from densekd.engine.optim import build_for_distillation, unwrapped, with_own_peaks
+from densekd.engine.peers import scored
 from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
@@ -42,6 +43,7 @@ class DistillRunner(Runner):
             *(cfg.get('custom_hooks') or []),
             dict(type='densekd.StepSeedHook'),
             dict(type='densekd.DistillHook'),
+            *scored(cfg),
         ]
         return super().from_cfg(cfg)
 

@@ -33,6 +33,12 @@ from densekd.methods.connectors import (
 from densekd.methods.feature.ab import ABDistillationHead, ABLoss, ab_loss
 from densekd.methods.feature.at import ATDistillationHead, ATLoss, at_loss, attention_map
 from densekd.methods.feature.cwd import CWDDistillationHead, CWDLoss, cwd_loss
+from densekd.methods.feature.feed import (
+    FEEDDistillationHead,
+    FEEDLoss,
+    TranslatorsConnector,
+    feed_loss,
+)
 from densekd.methods.feature.fgfi import (
     FGFIDistillationHead,
     FGFILoss,
@@ -93,6 +99,7 @@ from densekd.methods.response.chen2017 import (
 )
 from densekd.methods.response.dist import DISTDistillationHead, DISTLoss, dist_loss
 from densekd.methods.response.dkd import DKDDistillationHead, DKDLoss, dkd_loss
+from densekd.methods.response.dml import DMLDistillationHead, DMLLoss, dml_loss
 from densekd.methods.response.kd import (
     KDDistillationHead,
     KDLoss,
@@ -122,8 +129,12 @@ __all__ = [
     'DISTLoss',
     'DKDDistillationHead',
     'DKDLoss',
+    'DMLDistillationHead',
+    'DMLLoss',
     'DistillationHead',
     'FEDistillationHead',
+    'FEEDDistillationHead',
+    'FEEDLoss',
     'FELoss',
     'FGFIDistillationHead',
     'FGFILoss',
@@ -165,6 +176,7 @@ __all__ = [
     'SPLoss',
     'TeacherModule',
     'TranslatorConnector',
+    'TranslatorsConnector',
     'VIDConnector',
     'VIDDistillationHead',
     'VIDLoss',
@@ -182,7 +194,9 @@ __all__ = [
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
+    'dml_loss',
     'ensemble_kd_loss',
+    'feed_loss',
     'fsp_loss',
     'fsp_matrix',
     'ft_loss',

@@ -17,7 +17,9 @@ from densekd.wrappers.config import load_config, plain
 
 TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse', 'classes')
 PRECISIONS = ('fp32', 'bf16')
-DISTILLER_KEYS = ('student_module', 'teacher_module', 'head', 'teacher', 'schedule', 'lr_mult')
+DISTILLER_KEYS = (
+    'student_module', 'teacher_module', 'head', 'teacher', 'schedule', 'lr_mult', 'student',
+)  # fmt: skip
 
 
 def model_config(source: Any, who: str) -> Any:

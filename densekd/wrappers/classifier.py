@@ -28,6 +28,7 @@ class DistillClassifier(DistillModel):
     """
 
     scope = 'mmengine'
+    takes_peers = True
     # Their maps are as large as their images, and strides reach 32 at most.
     trace_size: ClassVar[tuple[int, int]] = (64, 96)
 

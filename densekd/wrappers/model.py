@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.distiller import Distiller, check_needs
+from densekd.core.moving import MovingTeacher
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps
+from densekd.core.teacher import Teacher
 from densekd.core.trace import TRACE_SIZE
 from densekd.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
 from densekd.registry import PRESETS
@@ -27,6 +29,14 @@ from densekd.wrappers.classes import (
     match_classes,
     refuse_disjoint,
     with_columns,
+)
+from densekd.wrappers.peers import (
+    STUDENT,
+    Partner,
+    build_peers,
+    load_peers,
+    peers_state,
+    refuse_unread,
 )
 from densekd.wrappers.student_state import show_only_student
 from densekd.wrappers.wiring import find_places, matching, parse_wire, parts_of, taps_of
@@ -50,7 +60,10 @@ class DistillModel(BaseModel):
         task_loss: Whether the student learns its own task too; without, only the distillers teach.
         trainable: Patterns of what trains, such as `['backbone.*', 'distillers']`; everything else
             is frozen and in eval mode. None trains all.
-        peers: Trainable models beside the student.
+        peers: What changes beside the student, a list: `dict(name='b', model=…)` is a model that
+            learns too, with its own task loss; `dict(name='mean', ema=0.999)` the moving average of
+            the student. Distillers name them as teachers, and as `student` those that they teach.
+            Whoever steps the optimiser himself calls `after_step()`.
         classes: Names of the student's classes, in the order of its head. With those of a teacher,
             from its checkpoint, class columns are compared by name; the same number of classes is
             taken for the same list where one of them is not known. A runner takes them from the
@@ -68,6 +81,7 @@ class DistillModel(BaseModel):
     """
 
     scope: ClassVar[str] = 'mmengine'
+    takes_peers: ClassVar[bool] = False
     # Height and width of the image that taps are looked for with.
     trace_size: ClassVar[tuple[int, int]] = TRACE_SIZE
 
@@ -90,7 +104,7 @@ class DistillModel(BaseModel):
         super().__init__()
         # The base class makes a preprocessor; the student's own is the one that is used.
         del self._modules['data_preprocessor']
-        if peers is not None:
+        if peers is not None and not self.takes_peers:
             raise ConfigError(
                 f'peers: {type(self).__name__} trains one student beside frozen teachers; mutual '
                 'learning and moving teachers are for the classifier path.'
@@ -113,7 +127,8 @@ class DistillModel(BaseModel):
             )
         self.scale_student_loss = dict(factors)
         self.task_loss = task_loss
-        teachers = build_teachers(teacher, self.scope, seed, trust_checkpoint)
+        alone = teacher is None and peers is not None
+        teachers = {} if alone else build_teachers(teacher, self.scope, seed, trust_checkpoint)
         # Not a submodule: nothing that walks the module tree may meet a teacher.
         self.__dict__['teachers'] = teachers
         # A deep copy shares the teachers, and is not the one that moves them.
@@ -121,10 +136,20 @@ class DistillModel(BaseModel):
         self.classes = None if classes is None else tuple(str(name) for name in classes)
         self.__dict__['_inherited'] = self._find_inherited(inherit)
         self._inherit()
+        training, moving = build_peers(
+            peers, self.student, self.scope, teachers, seed, trust_checkpoint
+        )
+        self.peers = nn.ModuleDict(training)
+        teachers.update(moving)
         self.distillers = nn.ModuleDict()
         self._build_distillers(distillers, preset, at)
         self._frozen: tuple[str, ...] = ()
         if trainable is not None:
+            if training:
+                raise ConfigError(
+                    'train: where a part of the student trains, no peers do. Leave out train, or '
+                    'peers that have a model.'
+                )
             self._freeze_all_but(trainable)
         show_only_student(self)
 
@@ -195,7 +220,7 @@ class DistillModel(BaseModel):
     def _build_distillers(self, cfg: Any, preset: str | None, at: str | None) -> None:
         import densekd.methods  # noqa: F401  fills the registries
 
-        models: dict[str, nn.Module] = {'student': self.student}
+        models = dict(self._learners)
         models.update({name: teacher.model for name, teacher in self.teachers.items()})
         named, matches = self._named_by_class(models)
         if preset is not None:
@@ -212,13 +237,19 @@ class DistillModel(BaseModel):
                 "'at' chooses where a preset taps; with a list, each distiller says it."
             )
         wires = [
-            parse_wire(entry, i, self.student, self.teachers, named)
+            parse_wire(entry, i, self._learners, self._tutors, named)
             for i, entry in enumerate(check_distillers(cfg))
         ]
         for wire in wires:
-            for name in wire.teachers:
+            for name in matches.keys() & set(wire.teachers):
                 refuse_disjoint(matches[name], [*wire.student, *wire.teacher], wire.where)
-        find_places(wires, self.student, self.teachers, self.forward_parts, self.trace_size)
+        refuse_unread(
+            self.peers,
+            [teacher.name for teacher in self.moving],
+            [name for wire in wires for name in wire.teachers],
+            [wire.learner for wire in wires],
+        )
+        find_places(wires, self._learners, self._tutors, self.forward_parts, self.trace_size)
         places: dict[str, tuple[Place, Place]] = {}
         for i, wire in enumerate(wires):
             with private_rng(self.seed + 1000 + i):
@@ -246,7 +277,8 @@ class DistillModel(BaseModel):
         plain = {name: self.named_taps(model) for name, model in models.items()}
         check_count(self.classes, self.student, plain['student'], 'classes')
         matches: dict[str, ClassMatch | None] = {}
-        for name, teacher in self.teachers.items():
+        frozen = {n: t for n, t in self.teachers.items() if not isinstance(t, MovingTeacher)}
+        for name, teacher in frozen.items():
             theirs = (teacher.manifest.get('dataset_meta') or {}).get('classes')
             check_count(theirs, teacher.model, plain[name], f'teacher {name!r}')
             matches[name] = match = match_classes(self.classes, theirs)
@@ -257,10 +289,11 @@ class DistillModel(BaseModel):
                 'teacher: the teachers have unlike lists of classes, so that their logits stand '
                 'for different things. Train one student by each, or give teachers of one list.'
             )
-        first = next(iter(matches.values()))
+        # What trains or follows beside the student has the student's classes.
+        first = next(iter(matches.values()), None)
         named = {
             id(model): with_columns(
-                plain[name], model, first, 'student' if name == 'student' else 'teacher'
+                plain[name], model, first, 'teacher' if name in frozen else 'student'
             )
             for name, model in models.items()
         }
@@ -270,8 +303,8 @@ class DistillModel(BaseModel):
         """Returns the teacher's parameters and buffers that the student is to start with."""
         if not patterns:
             return {}
-        if len(self.teachers) > 1:
-            raise ConfigError('inherit: there are several teachers, and one student to start.')
+        if len(self.teachers) != 1:
+            raise ConfigError('inherit: one teacher is needed, that the student starts from.')
         theirs = next(iter(self.teachers.values())).model.state_dict()
         own = self.student.state_dict()
         found = {}
@@ -294,20 +327,69 @@ class DistillModel(BaseModel):
 
     def _expand(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
         """Returns the list of distillers that a preset stands for, for this student and teacher."""
-        if len(self.teachers) > 1:
+        build = PRESETS.get(preset, 'preset')
+        if getattr(build, 'mutual', False):
+            return self._expand_mutually(preset, at, named)
+        tutors = {name: t.model for name, t in self._tutors.items() if name != STUDENT}
+        if len(tutors) > 1 and not getattr(build, 'several', False):
+            fitting = [n for n in sorted(PRESETS) if getattr(PRESETS.get(n, ''), 'several', False)]
             raise ConfigError(
-                'preset: with several teachers, write the list of distillers and say which teacher '
-                'each one compares with.'
+                f'preset {preset!r}: with several teachers, write the list of distillers and say '
+                f'which teacher each one compares with. Presets for several: {", ".join(fitting)}.'
             )
-        first = next(iter(self.teachers.values())).model
-        taps = named[id(self.student)]
-        anatomy = Anatomy(
-            taps,
-            named[id(first)],
-            self.kind(self.student),
-            self.frozen_taps(self.student, taps),
-        )
-        return PRESETS.get(preset, 'preset')(anatomy, at)
+        entries = build(self._anatomy(self.student, list(tutors.values()), named), at)
+        several = {'teacher': list(tutors)} if len(tutors) > 1 else {}
+        return [{**entry, **several} for entry in entries]
+
+    def _expand_mutually(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
+        """Returns the list of a preset by which each network that trains learns from the others."""
+        if not self.peers:
+            raise ConfigError(
+                f'preset {preset!r}: its networks learn from each other, and a teacher with a '
+                "checkpoint learns nothing. Give peers=[dict(name='b', model=…)]."
+            )
+        if self.teachers:
+            raise ConfigError(
+                f'preset {preset!r}: it has no use for {", ".join(self.teachers)}, which learns '
+                'nothing. Leave it out, or write the list of distillers.'
+            )
+        entries = []
+        for learner, model in self._learners.items():
+            others = {name: m for name, m in self._learners.items() if name != learner}
+            anatomy = self._anatomy(model, list(others.values()), named)
+            for entry in PRESETS.get(preset, 'preset')(anatomy, at):
+                if learner != STUDENT:
+                    name = f'{entry["head"]["name"]}_{learner}'
+                    entry = {**entry, 'student': learner, 'head': {**entry['head'], 'name': name}}
+                entries.append({**entry, 'teacher': list(others)})
+        return entries
+
+    def _anatomy(self, learner: nn.Module, tutors: Sequence[nn.Module], named: Any) -> Anatomy:
+        """Returns what a preset is told; of several teachers, the taps that all of them have."""
+        taps = named[id(learner)]
+        theirs = {
+            name: tap
+            for name, tap in named[id(tutors[0])].items()
+            if all(name in named[id(model)] for model in tutors)
+        }
+        return Anatomy(taps, theirs, self.kind(learner), self.frozen_taps(learner, taps))
+
+    @property
+    def _learners(self) -> dict[str, nn.Module]:
+        """The networks that train, by name."""
+        return {STUDENT: self.student, **self.peers}
+
+    @property
+    def _tutors(self) -> dict[str, Teacher | Partner]:
+        """The networks that may teach, by name; the student where there is somebody to teach."""
+        own = self._learners if self.peers else {}
+        partners = {name: Partner(model, name) for name, model in own.items()}
+        return {**self.teachers, **partners}
+
+    @property
+    def moving(self) -> list[MovingTeacher]:
+        """The averages of the student."""
+        return [t for t in self.teachers.values() if isinstance(t, MovingTeacher)]
 
     @property
     def _distillers(self) -> list[Distiller]:
@@ -361,12 +443,16 @@ class DistillModel(BaseModel):
             data_samples: The toolbox's samples.
 
         Returns:
-            The student's own terms as `student.…`, the distillers' as `distill.loss_…`.
+            The student's own terms as `student.…`, the peers' as `peer.<name>.…`, the distillers'
+            as `distill.loss_…`.
         """
+        if self.training and self._mover == id(self):
+            for follower in self.moving:
+                follower.begin(self.student)
         epoch = self._epochs_begun()
         factors = {d: d.weight(self.iteration, epoch) for d in self._distillers}
         active = [d for d, factor in factors.items() if factor > 0]
-        taps = {**self.extra_taps(), **taps_of(active, 'student')}
+        taps = {**self.extra_taps(), **self._taps_on(STUDENT, active)}
         size = inputs.shape[-2], inputs.shape[-1]
         with (
             Taps(self.student, taps, student=self.training, size=size) as reading,
@@ -375,11 +461,16 @@ class DistillModel(BaseModel):
             own = self.student(inputs, data_samples, mode='loss')
         losses = self._scaled(own) if self.task_loss else {}
         batch = self._batch(inputs, data_samples, reading, captured)
-        teachers = self._run_teachers(active, inputs, data_samples, captured)
+        readings = {STUDENT: reading}
+        for position, name in enumerate(self.peers):
+            terms, readings[name] = self._run_peer(name, position, active, inputs, data_samples)
+            if self.task_loss:
+                losses.update({f'peer.{name}.{term}': value for term, value in terms.items()})
+        readings.update(self._run_teachers(active, inputs, data_samples, captured))
         for distiller, factor in factors.items():
             if factor > 0:
-                student = distiller.read('student', reading)
-                values = [distiller.read('teacher', teachers[name]) for name in distiller.teachers]
+                student = distiller.read('student', readings[distiller.learner])
+                values = [distiller.read('teacher', readings[name]) for name in distiller.teachers]
                 value = values[0] if len(values) == 1 else values
                 own_batch = self.batch_for(distiller, batch, captured)
                 reaches = distiller.reaches_student(self.iteration, epoch)
@@ -428,6 +519,32 @@ class DistillModel(BaseModel):
         }
         return Batch(fields)
 
+    def _taps_on(self, name: str, active: Sequence[Distiller]) -> dict[Any, Tap]:
+        """Returns the taps on a network that trains: where it learns, and where it teaches."""
+        return {
+            **taps_of([d for d in active if d.learner == name], 'student'),
+            **taps_of([d for d in active if name in d.teachers], 'teacher'),
+        }
+
+    def _run_peer(
+        self,
+        name: str,
+        position: int,
+        active: Sequence[Distiller],
+        inputs: Tensor,
+        data_samples: Any,
+    ) -> tuple[dict[str, Any], Taps]:
+        peer: Any = self.peers[name]
+        view = self.teacher_view(peer, inputs, data_samples)
+        size = view.shape[-2], view.shape[-1]
+        # What it draws, as for dropout, must not shift what the student draws.
+        with (
+            private_rng((self.seed + position) * 1_000_003 + self.iteration),
+            Taps(peer, self._taps_on(name, active), student=self.training, size=size) as reading,
+        ):
+            terms = peer(view, data_samples, mode='loss')
+        return terms, reading
+
     def _run_teachers(
         self,
         active: Sequence[Distiller],
@@ -448,6 +565,18 @@ class DistillModel(BaseModel):
         return readings
 
     # What a runner touches --------------------------------------------------------------------
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> Any:
+        """Runs one training step, after which averages of the student move."""
+        logs = super().train_step(data, optim_wrapper)
+        self.after_step()
+        return logs
+
+    def after_step(self) -> None:
+        """Moves the averages of the student; to be called once after each optimiser step."""
+        if self._mover == id(self):
+            for teacher in self.moving:
+                teacher.follow(self.student)
 
     def train(self, mode: bool = True) -> DistillModel:
         """Sets the mode; what does not train stays in eval, its running statistics included."""
@@ -498,6 +627,8 @@ class DistillModel(BaseModel):
             'terms': list(self.distillers),
             'distillers': {k: v.detach().cpu() for k, v in self.distillers.state_dict().items()},
             'teachers': {name: dict(t.manifest) for name, t in self.teachers.items()},
+            'peers': peers_state(self.peers.items()),
+            'moving': {teacher.name: teacher.state() for teacher in self.moving},
         }
 
     def load_distillation_state(self, state: Mapping[str, Any]) -> None:
@@ -534,5 +665,6 @@ class DistillModel(BaseModel):
                     f'resume: the checkpoint was trained with another teacher {name!r} '
                     f'({manifest.get("checkpoint")}). Give that one back, or start anew.'
                 )
+        load_peers(dict(self.peers.items()), {t.name: t for t in self.moving}, state)
         self.distillers.load_state_dict(theirs)
         self.iteration, self.epoch = int(state.get('iteration', 0)), int(state.get('epoch', 0))

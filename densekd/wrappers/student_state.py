@@ -11,7 +11,7 @@ from densekd.errors import CheckpointError
 
 
 def show_only_student(model: nn.Module) -> None:
-    """Makes `state_dict` of a wrapper with a `student` and `distillers` that of the student.
+    """Makes `state_dict` of a wrapper with `student`, `distillers` and `peers` that of the student.
 
     Hooks, and not overridden methods: mmengine's loader and savers walk the module tree themselves
     and call the hooks on the way, also where the wrapper is inside another module.
@@ -50,6 +50,7 @@ def _to_student(module: Any, state: dict[str, Any], prefix: str, *unused: Any) -
         )
     for key, value in found.items():
         state[f'{prefix}student.{key}'] = value
-    # Connectors are not in a student's checkpoint; they keep what they have.
-    for key, value in module.distillers.state_dict().items():
-        state[f'{prefix}distillers.{key}'] = value
+    # Connectors and peers are not in a student's checkpoint; they keep what they have.
+    for part in ('distillers', 'peers'):
+        for key, value in module.get_submodule(part).state_dict().items():
+            state[f'{prefix}{part}.{key}'] = value

@@ -18,6 +18,7 @@ from densekd.core.taps import Place, Tap, parse_tap, resolve
 from densekd.core.teacher import Teacher
 from densekd.core.trace import TRACE_SIZE, trace
 from densekd.errors import ConfigError, ShapeError, did_you_mean
+from densekd.wrappers.peers import Partner
 from densekd.wrappers.regions import check_stages
 
 
@@ -33,8 +34,9 @@ class Wire:
         head: The head, built but not bound.
         teachers: Names of the teachers that it reads.
         schedule: How its weight changes.
+        learner: Name of the network that it teaches: `'student'`, or a peer's.
         lr_mult: Factor on the learning rate of what it adds.
-        found: The place of each tap, by side and position, once traced.
+        found: The place of each tap, by the network's name, side and position, once traced.
     """
 
     where: str
@@ -44,14 +46,22 @@ class Wire:
     head: DistillationHead
     teachers: tuple[str, ...]
     schedule: Schedule
+    learner: str = 'student'
     lr_mult: float = 1.0
-    found: dict[tuple[str, int], Place] = field(default_factory=dict)
+    found: dict[tuple[str, str, int], Place] = field(default_factory=dict)
 
     @property
     def places(self) -> tuple[Place, Place]:
-        """The student's and the teacher's place; several taps are one place of several tensors."""
-        student = [self.found['student', i] for i in range(len(self.student))]
-        teacher = [self.found['teacher', i] for i in range(len(self.teacher))]
+        """The student's and the teacher's place; several taps are one place of several tensors.
+
+        So are several teachers.
+        """
+        student = [self.found[self.learner, 'student', i] for i in range(len(self.student))]
+        teacher = [
+            self.found[name, 'teacher', i]
+            for name in self.teachers
+            for i in range(len(self.teacher))
+        ]
         return _joined(student), _joined(teacher)
 
     def build(self, taken: Mapping[str, Any]) -> Distiller:
@@ -67,7 +77,7 @@ class Wire:
         student, teacher = self.places
         _check_pairing(student, teacher, self.where, self.head)
         self.head.bind(student, teacher)
-        name = self.head.name or _default_name(self.head, self.student)
+        name = self.head.name or _default_name(self.head, self.student, self.learner)
         return Distiller(
             self.head,
             self.student if self.many else self.student[0],
@@ -76,14 +86,15 @@ class Wire:
             self.teachers,
             self.schedule,
             self.lr_mult,
+            self.learner,
         )
 
 
 def parse_wire(
     entry: Mapping[str, Any],
     position: int,
-    student: nn.Module,
-    teachers: Mapping[str, Teacher],
+    learners: Mapping[str, nn.Module],
+    teachers: Mapping[str, Teacher | Partner],
     named: Mapping[int, Mapping[str, Tap]],
 ) -> Wire:
     """Reads one entry: its taps, its head, its teachers, its schedule.
@@ -91,8 +102,8 @@ def parse_wire(
     Args:
         entry: The entry, its keys checked.
         position: Its position in the list.
-        student: The student.
-        teachers: The teachers, by name.
+        learners: The networks that train, by name: the student, and peers.
+        teachers: The networks that may teach, by name: teachers, and those that train.
         named: The named taps of each network, by the network's id.
 
     Raises:
@@ -102,7 +113,9 @@ def parse_wire(
     from densekd import methods
 
     where = f'distillers[{position}]'
-    names = _teachers_of(entry.get('teacher'), teachers, where)
+    learner = _learner(entry.get('student', 'student'), learners, where)
+    student = learners[learner]
+    names = _teachers_of(entry.get('teacher'), teachers, learner, where)
     student_cfg = entry['student_module']
     teacher_cfg = entry.get('teacher_module', student_cfg)
     first = teachers[names[0]].model
@@ -130,6 +143,7 @@ def parse_wire(
         head,
         names,
         build_schedule(entry.get('schedule'), where),
+        learner,
         _lr_mult(entry.get('lr_mult', 1.0), where),
     )
 
@@ -158,26 +172,45 @@ def _check_places(
         resolve(model, tap, where, list(named))
 
 
-def _teachers_of(given: Any, teachers: Mapping[str, Teacher], where: str) -> tuple[str, ...]:
+def _learner(name: Any, learners: Mapping[str, nn.Module], where: str) -> str:
+    if name in learners:
+        return str(name)
+    hint = did_you_mean(str(name), learners)
+    raise ConfigError(f'{where}.student: there is no network {name!r} that trains. {hint}')
+
+
+def _teachers_of(
+    given: Any, teachers: Mapping[str, Teacher | Partner], learner: str, where: str
+) -> tuple[str, ...]:
+    others = [name for name in teachers if name != learner]
     if given is None:
-        if len(teachers) > 1:
+        # Without a word, the student teaches nobody.
+        plain = [name for name in others if name != 'student']
+        if len(plain) != 1:
             raise ConfigError(
-                f"{where}: there are several teachers ({', '.join(teachers)}), so 'teacher' must "
+                f"{where}: there are several teachers ({', '.join(others)}), so 'teacher' must "
                 'say which.'
             )
-        return tuple(teachers)
+        return tuple(plain)
     names = [given] if isinstance(given, str) else list(given)
     for name in names:
+        if name == learner:
+            raise ConfigError(
+                f"{where}.teacher: {name!r} can't teach itself. Give it a peer: "
+                "peers=[dict(name='mean', ema=0.999)] is its own average."
+            )
         if name not in teachers:
-            hint = did_you_mean(str(name), teachers)
+            hint = did_you_mean(str(name), others)
             raise ConfigError(f'{where}.teacher: there is no teacher {name!r}. {hint}')
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f'{where}.teacher: name each teacher once, and one at least.')
     return tuple(names)
 
 
 def find_places(
     wires: Sequence[Wire],
-    student: nn.Module,
-    teachers: Mapping[str, Teacher],
+    learners: Mapping[str, nn.Module],
+    teachers: Mapping[str, Teacher | Partner],
     forward: Callable[[nn.Module, Any, frozenset[str]], Any],
     size: tuple[int, int] = TRACE_SIZE,
 ) -> None:
@@ -185,28 +218,31 @@ def find_places(
 
     Args:
         wires: The entries.
-        student: The student.
-        teachers: The teachers, by name.
+        learners: The networks that train, by name.
+        teachers: The networks that may teach, by name.
         forward: Runs the part of a network that holds places in the given parts, on images.
         size: Height and width of the image.
 
     Raises:
         TapError: If a place never runs.
     """
-    sides: list[tuple[str, nn.Module, list[Wire]]] = [('student', student, list(wires))]
+    sides: list[tuple[str, str, nn.Module, list[Wire]]] = []
+    for name, model in learners.items():
+        sides.append((name, 'student', model, [w for w in wires if w.learner == name]))
     for name, teacher in teachers.items():
-        sides.append(('teacher', teacher.model, [w for w in wires if name in w.teachers]))
-    for side, model, mine in sides:
+        sides.append((name, 'teacher', teacher.model, [w for w in wires if name in w.teachers]))
+    for name, side, model, mine in sides:
         taps = {
             (number, i): tap
             for number, wire in enumerate(mine)
             for i, tap in enumerate(getattr(wire, side))
         }
+        if not taps:
+            continue
         parts = parts_of(taps)
         places = trace(model, taps, partial(_run, forward, parts), size)
         for (number, i), place in places.items():
-            # Of several teachers the first is the one that connectors are made for.
-            mine[number].found.setdefault((side, i), place)
+            mine[number].found[name, side, i] = place
 
 
 def _run(forward: Any, parts: frozenset[str], model: nn.Module, images: Any) -> None:
@@ -223,13 +259,13 @@ def parts_of(taps: Mapping[Any, Tap]) -> frozenset[str]:
     return frozenset(tap.path.split('.', 1)[0] for tap in taps.values())
 
 
-def _default_name(head: DistillationHead, taps: Sequence[Tap]) -> str:
+def _default_name(head: DistillationHead, taps: Sequence[Tap], learner: str) -> str:
     method = type(head).__name__.removesuffix('DistillationHead') or type(head.loss).__name__
     method = method.removesuffix('Loss').lower()
-    if len(taps) > 1:
-        return method
-    label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
-    return f'{method}_{label}'
+    if len(taps) == 1:
+        label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
+        method = f'{method}_{label}'
+    return method if learner == 'student' else f'{method}_{learner}'
 
 
 def _joined(places: Sequence[Place]) -> Place:
@@ -241,6 +277,10 @@ def _joined(places: Sequence[Place]) -> Place:
 
 
 def _check_pairing(student: Place, teacher: Place, where: str, head: DistillationHead) -> None:
+    if head.loss.ensemble and len(student.shapes) == 1:
+        # One place in the student, against the same in each of several teachers.
+        count = len(teacher.shapes)
+        student = replace(student, shapes=student.shapes * count, strides=student.strides * count)
     if len(student.shapes) != len(teacher.shapes):
         raise ShapeError(
             f'{where}: the student gives {len(student.shapes)} tensors at '

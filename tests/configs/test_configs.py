@@ -51,8 +51,8 @@ def without_weights(name: str) -> Any:
     cfg = prepare(str(ROOT / name))
     if not is_distillation(cfg):
         return cfg
-    teachers = cfg.model.teacher if isinstance(cfg.model.teacher, list) else [cfg.model.teacher]
-    for teacher in teachers:
+    given = cfg.model.get('teacher') or []  # peers teach each other without one
+    for teacher in given if isinstance(given, list) else [given]:
         teacher.pop('checkpoint', None)
         teacher['untrained'] = True
     return cfg

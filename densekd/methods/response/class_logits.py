@@ -127,7 +127,10 @@ class SoftmaxHead(DistillationHead):
         if self.stu_connector is not None or self.tea_connector is not None:
             return  # only the connectors know what becomes of the channels
         name = type(self).__name__
-        for s, t in zip(student.shapes, teacher.shapes, strict=False):
+        students = student.shapes
+        if self.loss.ensemble and len(students) == 1:
+            students = students * len(teacher.shapes)  # of several teachers each is looked at
+        for s, t in zip(students, teacher.shapes, strict=False):
             if len(s) < 2 or len(t) < 2:
                 continue
             check_classes(s[1], t[1], name)

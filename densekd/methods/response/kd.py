@@ -214,7 +214,8 @@ class KDDistillationHead(SoftmaxHead):
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     """Returns one distiller on a segmentor's, a box head's or a classifier's logits.
 
-    Of a cascade of box heads each stage has one, on regions of its own.
+    Of a cascade of box heads each stage has one, on regions of its own. Of several teachers the
+    mean of their probabilities is the target.
     """
     return [
         {
@@ -227,3 +228,4 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
 
 
 preset.at = ('head',)
+preset.several = True  # teachers, whose average is the target
