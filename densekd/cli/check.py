@@ -45,13 +45,18 @@ def run(args: argparse.Namespace) -> int:
     """Checks, and prints what each term compares and sends to the student."""
     from densekd.engine.preflight import check
     from densekd.engine.run import is_distillation, prepare
+    from densekd.engine.stages import of_stage, staged
 
     cfg = prepare(args.config, options=options.parse_options(args.cfg_options))
     if args.without_weights and is_distillation(cfg):
         cfg.model.teacher = without_weights(cfg.model.teacher)
     if args.trust_checkpoint and is_distillation(cfg):
         cfg.model.trust_checkpoint = True
-    show(check(cfg, full_size=not args.small))
+    for name, stage, handed in staged(cfg):
+        if name:
+            print(f'Stage {name!r}')
+        with of_stage(name):
+            show(check(stage, full_size=not args.small, handed=handed))
     print(f'Next: densekd train {args.config}')
     return 0
 
@@ -71,14 +76,15 @@ def show(report: Report) -> None:
 
     size = 'x'.join(map(str, report.batch))
     if report.terms:
-        total = sum(v for k, v in report.own.items() if 'loss' in k) or 1.0
+        total = sum(v for k, v in report.own.items() if 'loss' in k)
         table(
             f'{report.model}, one step on a generated batch {size}',
             COLUMNS,
             [
                 (
                     t.key, t.student, t.teacher, t.shapes, t.strides, t.connector,
-                    f'{t.value:.3g}', f'{t.value / total:.2g}', f'{t.gradient:.2g}',
+                    f'{t.value:.3g}', f'{t.value / total:.2g}' if total else '-',
+                    f'{t.gradient:.2g}',
                 )
                 for t in report.terms
             ],
@@ -94,7 +100,8 @@ def show(report: Report) -> None:
     own = ', '.join(
         f'{name.removeprefix("student.")} {value:.3g}' for name, value in report.own.items()
     )
-    print(f"The student's own terms: {own}. The step took {report.seconds:.1f} s.")
+    own = f"The student's own terms: {own}." if own else 'The task is no part of it.'
+    print(f'{own} The step took {report.seconds:.1f} s.')
     resting = [t.key for t in report.terms if t.value == 0 and t.gradient == 0]
     if resting:
         print(

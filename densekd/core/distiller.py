@@ -74,6 +74,11 @@ class Distiller(nn.Module):
         taps = [tap] if isinstance(tap, Tap) else list(tap)
         return {(self.key, i): t for i, t in enumerate(taps)}
 
+    @property
+    def reads_student(self) -> bool:
+        """Whether the student is compared; without, a connector learns of the teacher alone."""
+        return self.head.reads_student
+
     def read(self, side: str, reading: Taps) -> Value:
         """Returns what this distiller compares of one side: a tensor or a list."""
         keys = list(self.taps(side))
@@ -103,7 +108,7 @@ class Distiller(nn.Module):
 
     def forward(
         self,
-        student: Value,
+        student: Value | None,
         teacher: Value,
         batch: Batch,
         factor: float,
@@ -112,7 +117,7 @@ class Distiller(nn.Module):
         """Returns the weighted loss; a message that leaves it names the term.
 
         Args:
-            student: What was read of the student.
+            student: What was read of the student; None if it is not compared.
             teacher: What was read of the teacher.
             batch: What the loss may know of the batch.
             factor: The schedule's factor.
@@ -121,8 +126,8 @@ class Distiller(nn.Module):
         Raises:
             DenseKDError: What the head raises, with the term before it.
         """
-        held = tensors(student)
-        if not reaches_student:
+        held = [] if student is None else tensors(student)
+        if held and not reaches_student:
             student = [t.detach() for t in held] if isinstance(student, list) else held[0].detach()
         try:
             loss = self.head(student, teacher, batch)
@@ -131,7 +136,7 @@ class Distiller(nn.Module):
         # A factor of 1 is left out: a product would round nothing, but cost a kernel a term.
         loss = loss if factor == 1.0 else loss * factor
         # The student stays on the graph: DDP waits for a gradient of every parameter.
-        return loss if reaches_student else loss + zero_like_loss(*held)
+        return loss if reaches_student or not held else loss + zero_like_loss(*held)
 
     def silent(self, device: Any) -> Tensor:
         """Returns a zero on the graph of every own parameter, for a step without a teacher."""

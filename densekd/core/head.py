@@ -32,6 +32,8 @@ class Connector(nn.Module):
 
     shared: ClassVar[bool] = False
     keeps_channels: ClassVar[bool] = False  # whether as many channels go out as come in
+    # On the teacher's side: whether it rebuilds the teacher's tensor, with which it is compared.
+    rebuilds: ClassVar[bool] = False
 
     def bind(self, own: Place, other: Place) -> None:
         """Builds what depends on the two places.
@@ -238,6 +240,13 @@ class DistillationHead(nn.Module):
         self.loss.align = how
 
     @property
+    def reads_student(self) -> bool:
+        """Whether the student is compared; without, a connector learns of the teacher alone."""
+        connector: Any = self.tea_connector
+        first = connector[0] if isinstance(connector, _EachLevel) else connector
+        return not getattr(first, 'rebuilds', False)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Fields of the batch that the loss asks for."""
         unknown = [need for need in self.loss.needs if need not in FIELDS]
@@ -276,18 +285,22 @@ class DistillationHead(nn.Module):
                     'one. Give the head stu_connector=dict(type="ConvConnector").'
                 )
 
-    def forward(self, student: Value, teacher: Value, batch: Batch | None = None) -> Tensor:
+    def forward(self, student: Value | None, teacher: Value, batch: Batch | None = None) -> Tensor:
         """Returns the weighted loss of one step.
 
         Args:
-            student: The student's tapped tensor, or a list of them.
+            student: The student's tapped tensor, or a list of them; None where it is not read.
             teacher: The teacher's, detached here.
             batch: What the loss may know of the batch.
         """
         teacher = [t.detach() for t in teacher] if isinstance(teacher, list) else teacher.detach()
         if not self._bound:
             # Used alone, without a model around it: the first tensors say the channels.
-            self._bind_to(student, teacher)
+            self._bind_to(teacher if student is None else student, teacher)
+        if not self.reads_student:
+            return self.loss(_connect(self.tea_connector, teacher), teacher, batch)
+        if student is None:
+            raise ConfigError(f"{type(self).__name__}: the student's tensor is missing.")
         student = _connect(self.stu_connector, student)
         teacher = _connect(self.tea_connector, teacher)
         return self.loss(student, teacher, batch)

@@ -46,8 +46,14 @@ class DistillHook(Hook):
             checkpoint['densekd'] = model.distillation_state()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Takes it back when a run is resumed; a student that is merely loaded starts anew."""
+        """Takes it back when a run is resumed; a student that is merely loaded starts anew.
+
+        What a stage before hands over of its distillers is taken as well.
+        """
         model = unwrapped(runner.model)
+        if isinstance(model, DistillModel) and not runner._resume:
+            state = checkpoint.get('densekd')
+            model.take_over(state.get('handed_over', {}) if isinstance(state, dict) else {})
         if isinstance(model, DistillModel) and runner._resume:
             if 'densekd' not in checkpoint:
                 raise CheckpointError(

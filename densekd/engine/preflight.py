@@ -68,19 +68,22 @@ class Report:
     absent: list[str] = field(default_factory=list)
 
 
-def check(cfg: Any, full_size: bool = True) -> Report:
+def check(
+    cfg: Any, full_size: bool = True, handed: Mapping[str, torch.Tensor] | None = None
+) -> Report:
     """Builds a config's model, runs one step on generated data, and says what it found.
 
     Args:
         cfg: A prepared config.
         full_size: Whether the batch has the size that training would have; otherwise one image
             per batch is drawn at 192x320.
+        handed: What the distillers are handed by the stage before.
 
     Raises:
         DenseKDError: The first thing that is wrong.
     """
     check_parts(cfg)
-    cfg, absent = _without_absent_weights(cfg)
+    cfg, absent = without_absent_weights(cfg)
     with (
         tempfile.TemporaryDirectory(prefix='densekd-check-') as folder,
         private_rng(0),
@@ -93,13 +96,15 @@ def check(cfg: Any, full_size: bool = True) -> Report:
             size=None if full_size else SMALL,
         )
         model = build_model(generated)
+        if isinstance(model, DistillModel):
+            model.take_over(handed or {})
         data = first_batch(generated)
         report = try_step(model, data)
     report.absent = absent
     return report
 
 
-def _without_absent_weights(cfg: Any) -> tuple[Any, list[str]]:
+def without_absent_weights(cfg: Any) -> tuple[Any, list[str]]:
     """Leaves out teachers' weights that stand on a host and were not fetched: a check fetches none.
 
     A path that is not there is left in, and is an error when the teacher is built.
@@ -133,8 +138,14 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_before_training(cfg: Any) -> Report | None:
+def check_before_training(
+    cfg: Any, handed: Mapping[str, torch.Tensor] | None = None
+) -> Report | None:
     """Checks a config's data where it is, its teachers' weights, and one step.
+
+    Args:
+        cfg: A prepared config.
+        handed: What the distillers are handed by the stage before.
 
     Raises:
         DenseKDError: The first thing that is wrong.
@@ -154,7 +165,7 @@ def check_before_training(cfg: Any) -> Report | None:
             )
         if isinstance(teacher, Mapping) and teacher.get('checkpoint'):
             find_checkpoint(teacher['checkpoint'])  # fetches, so that the check is with weights
-    return check(cfg)
+    return check(cfg, handed=handed)
 
 
 def _batch_size(cfg: Any) -> int:
@@ -241,6 +252,8 @@ def try_step(model: Any, data: Any) -> Report:
     for term in report.terms:
         _try_term(model, term, losses[f'distill.loss_{term.key}'])
     total = sum(_total(v) for k, v in losses.items() if 'loss' in k)
+    if not total.requires_grad:
+        raise ConfigError('train: no term of the loss depends on what is to train.')
     total.backward()
     report.seconds = time.perf_counter() - begun
     return report
@@ -311,7 +324,9 @@ def _try_term(model: DistillModel, term: Term, loss: torch.Tensor) -> None:
             f'distiller {term.key!r}: the term is {term.value} on generated data. Its values leave '
             'the range of the loss; check the tap and the loss_weight.'
         )
-    learner = model.student if distiller.learner == 'student' else model.peers[distiller.learner]
+    network = model.student if distiller.learner == 'student' else model.peers[distiller.learner]
+    # Of the teacher alone only a connector learns.
+    learner: nn.Module = network if distiller.reads_student else distiller
     parameters = [p for p in learner.parameters() if p.requires_grad]
     if not loss.requires_grad:
         raise TapError(f'distiller {term.key!r}: the term has no gradient at all.')

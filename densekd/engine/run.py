@@ -212,8 +212,21 @@ def train(cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = 
     return run(cfg, resume, trust)
 
 
-def ready(cfg: Any, resume: bool, preflight: bool, trust: bool) -> Any:
+def ready(
+    cfg: Any,
+    resume: bool,
+    preflight: bool,
+    trust: bool,
+    handed: Mapping[str, Any] | None = None,
+) -> Any:
     """Returns a config with all that can fail before the first step behind it.
+
+    Args:
+        cfg: A prepared config.
+        resume: As in `train`.
+        preflight: As in `train`.
+        trust: As in `train`.
+        handed: What the distillers are handed by the stage before.
 
     Raises:
         DenseKDError: The first thing that is wrong.
@@ -223,7 +236,7 @@ def ready(cfg: Any, resume: bool, preflight: bool, trust: bool) -> Any:
     from densekd.wrappers.build import without_pretrained
 
     if preflight:
-        check_before_training(cfg)
+        check_before_training(cfg, handed)
     if resume and latest_checkpoint(cfg.work_dir) is not None:
         # All weights come from there, so that those it began with may be gone meanwhile.
         cfg = copy.deepcopy(cfg)
@@ -277,7 +290,7 @@ def claim(cfg: Any, resume: bool) -> None:
     written = [p for f in [folder, *(folder / str(s) for s in stages)] for p in f.glob('*.pth')]
     if not written:
         return
-    held = _read_mark(folder)
+    held = read_mark(folder)
     if held is None:
         if not resume:
             raise DataError(
@@ -307,7 +320,8 @@ def mark(cfg: Any) -> None:
     write_json(folder / RUN_FILE, {'config': name, 'parts': fingerprint(cfg)})
 
 
-def _read_mark(folder: Path) -> dict[str, str] | None:
+def read_mark(folder: Path) -> dict[str, str] | None:
+    """Returns the fingerprint of the run that a folder holds, or None."""
     try:
         parts = json.loads((folder / RUN_FILE).read_text())['parts']
     except (OSError, ValueError, KeyError, TypeError):
@@ -329,7 +343,10 @@ def fingerprint(cfg: Any) -> dict[str, str]:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     aside = path.with_name(f'.{path.name}.{os.getpid()}')
-    aside.write_text(json.dumps(value, indent=1))
+    with open(aside, 'w') as file:
+        file.write(json.dumps(value, indent=1))
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
     os.replace(aside, path)
 
 

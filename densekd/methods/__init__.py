@@ -48,6 +48,7 @@ from densekd.methods.feature.fgfi import (
 from densekd.methods.feature.fitnet import FitNetDistillationHead, FitNetLoss, hint_loss
 from densekd.methods.feature.fsp import FSPDistillationHead, FSPLoss, fsp_loss, fsp_matrix
 from densekd.methods.feature.ft import (
+    AutoencoderConnector,
     FTDistillationHead,
     FTLoss,
     Paraphraser,
@@ -114,6 +115,7 @@ __all__ = [
     'ABLoss',
     'ATDistillationHead',
     'ATLoss',
+    'AutoencoderConnector',
     'BNConnector',
     'BinaryKLDistillationHead',
     'BinaryKLLoss',

@@ -39,7 +39,14 @@ from densekd.wrappers.peers import (
     refuse_unread,
 )
 from densekd.wrappers.student_state import show_only_student
-from densekd.wrappers.wiring import find_places, matching, parse_wire, parts_of, taps_of
+from densekd.wrappers.wiring import (
+    find_places,
+    matching,
+    parse_wire,
+    parts_of,
+    resting,
+    taps_of,
+)
 
 STATE_VERSION = 1
 
@@ -142,7 +149,8 @@ class DistillModel(BaseModel):
         self.peers = nn.ModuleDict(training)
         teachers.update(moving)
         self.distillers = nn.ModuleDict()
-        self._build_distillers(distillers, preset, at)
+        # A stage may be the task alone, of which a part trains.
+        self._build_distillers(distillers, preset, at, may_be_none=trainable is not None)
         self._frozen: tuple[str, ...] = ()
         if trainable is not None:
             if training:
@@ -217,7 +225,9 @@ class DistillModel(BaseModel):
 
     # Building ---------------------------------------------------------------------------------
 
-    def _build_distillers(self, cfg: Any, preset: str | None, at: str | None) -> None:
+    def _build_distillers(
+        self, cfg: Any, preset: str | None, at: str | None, may_be_none: bool = False
+    ) -> None:
         import densekd.methods  # noqa: F401  fills the registries
 
         models = dict(self._learners)
@@ -227,7 +237,7 @@ class DistillModel(BaseModel):
             if cfg:
                 raise ConfigError('preset and distillers: give one of them, not both.')
             cfg = self._expand(preset, at, named)
-        elif not cfg:
+        elif not cfg and not (may_be_none and cfg is not None and self.task_loss):
             raise ConfigError(
                 'distillers: there are none. Give a list, or preset=… '
                 f'({", ".join(sorted(PRESETS))}).'
@@ -404,10 +414,16 @@ class DistillModel(BaseModel):
         for name, parameter in {**own, **added}.items():
             if name not in chosen:
                 parameter.requires_grad_(False)
-        self._frozen = tuple(
-            name
-            for name, module in self.student.named_modules()
-            if name and not any(n == name or n.startswith(f'{name}.') for n in chosen)
+        if not any(parameter.requires_grad for parameter in (*own.values(), *added.values())):
+            raise ConfigError(
+                f'train: nothing of {", ".join(map(repr, patterns))} can be trained: the config '
+                'has frozen it (frozen_stages, requires_grad=False), or the distillers add no '
+                'parameters. Name what is to train.'
+            )
+        connectors = {n.removeprefix('distillers.') for n in chosen & added.keys()}
+        self._frozen = (
+            *(f'student.{name}' for name in resting(self.student, chosen & own.keys())),
+            *(f'distillers.{name}' for name in resting(self.distillers, connectors)),
         )
 
     # Training ---------------------------------------------------------------------------------
@@ -469,7 +485,8 @@ class DistillModel(BaseModel):
         readings.update(self._run_teachers(active, inputs, data_samples, captured))
         for distiller, factor in factors.items():
             if factor > 0:
-                student = distiller.read('student', readings[distiller.learner])
+                mine = readings[distiller.learner]
+                student = distiller.read('student', mine) if distiller.reads_student else None
                 values = [distiller.read('teacher', readings[name]) for name in distiller.teachers]
                 value = values[0] if len(values) == 1 else values
                 own_batch = self.batch_for(distiller, batch, captured)
@@ -522,7 +539,7 @@ class DistillModel(BaseModel):
     def _taps_on(self, name: str, active: Sequence[Distiller]) -> dict[Any, Tap]:
         """Returns the taps on a network that trains: where it learns, and where it teaches."""
         return {
-            **taps_of([d for d in active if d.learner == name], 'student'),
+            **taps_of([d for d in active if d.learner == name and d.reads_student], 'student'),
             **taps_of([d for d in active if name in d.teachers], 'teacher'),
         }
 
@@ -582,7 +599,7 @@ class DistillModel(BaseModel):
         """Sets the mode; what does not train stays in eval, its running statistics included."""
         super().train(mode)
         for name in self._frozen:
-            self.student.get_submodule(name).training = False
+            self.get_submodule(name).training = False
         return self
 
     def init_weights(self) -> None:
@@ -630,6 +647,26 @@ class DistillModel(BaseModel):
             'peers': peers_state(self.peers.items()),
             'moving': {teacher.name: teacher.state() for teacher in self.moving},
         }
+
+    def take_over(self, weights: Mapping[str, Tensor]) -> None:
+        """Starts the distillers with weights of other ones, such as those of a stage before.
+
+        Args:
+            weights: By the names of `distillers.state_dict()`, without `distillers.`.
+
+        Raises:
+            CheckpointError: If a weight has no place here, or another shape.
+        """
+        own = self.distillers.state_dict()
+        for name, value in weights.items():
+            if name not in own or own[name].shape != value.shape:
+                has = f'of shape {tuple(own[name].shape)}' if name in own else 'missing'
+                raise CheckpointError(
+                    f'hand_over: distillers.{name} {tuple(value.shape)} is handed over, and here '
+                    f'it is {has}. The distillers here: {", ".join(self.distillers) or "none"}.'
+                )
+        for name, value in weights.items():
+            own[name].copy_(value)
 
     def load_distillation_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `distillation_state` returned.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -333,3 +334,37 @@ def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[
             )
         found.update(hits)
     return [n for n in names if n in found]
+
+
+def resting(model: nn.Module, chosen: Iterable[str]) -> list[str]:
+    """Returns the names of the modules that stay in eval mode while the chosen parameters train.
+
+    They are those in which nothing is chosen. A module without parameters of its own, such as
+    dropout or a norm without weights, goes with the nearest one around it that has some, and rests
+    unless all of that one trains.
+
+    Args:
+        model: The network.
+        chosen: Names of its parameters that train.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
+        >>> resting(model, ['1.0.weight', '1.0.bias']), resting(model, ['1.0.bias'])
+        (['0'], ['0', '1.1'])
+    """
+    held, training = Counter(), Counter()  # type: ignore[var-annotated]
+    chosen = set(chosen)
+    for name, _ in model.named_parameters():
+        parts = name.split('.')
+        for i in range(len(parts)):
+            path = '.'.join(parts[:i])
+            held[path] += 1
+            training[path] += name in chosen
+    found = []
+    for name, _ in model.named_modules():
+        around = name
+        while around and not held[around]:
+            around = around.rpartition('.')[0]
+        if name and not (training[around] if around == name else training[around] == held[around]):
+            found.append(name)
+    return found

@@ -12,6 +12,7 @@ import pytest
 
 from densekd.engine.preflight import check
 from densekd.engine.run import is_distillation, prepare
+from densekd.engine.stages import staged
 from densekd.wrappers.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +33,7 @@ NAME = re.compile(
     r'(?P<teacher>\w+?)_(?P<where>backbone|neck|head)_mimic\.py'
 )
 # Names that are older than the rule, and kept letter for letter.
-KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/)[\w-]+\.py')
+KEPT = re.compile(r'configs/kd/(ofd/.*/ofdloss_|ab/.*/abloss_)[\w-]+\.py')
 
 
 def stem(name: str) -> str:
@@ -69,11 +70,15 @@ def without_rest(cfg: Any) -> Any:
 
 def refuse_dead(name: str, full_size: bool) -> None:
     """Checks a config; its terms must be positive and reach the student."""
-    report = check(without_rest(without_weights(name)), full_size=full_size)
-    assert report.own
-    for term in report.terms:
+    reports = [
+        check(without_rest(stage), full_size=full_size, handed=handed)
+        for _, stage, handed in staged(without_weights(name))
+    ]
+    assert all(report.own or report.terms for report in reports)
+    terms = [term for report in reports for term in report.terms]
+    for term in terms:
         assert term.value > 0 and term.gradient > 0, term
-    assert bool(report.terms) == (name in (*DISTILLED, *TEMPLATES))
+    assert bool(terms) == (name in (*DISTILLED, *TEMPLATES))
 
 
 @pytest.mark.parametrize('name', ALL, ids=stem)
@@ -175,6 +180,9 @@ def test_the_names_that_are_public() -> None:
                 f'r101_{where}_mimic.py'
             )
             assert f'configs/kd/ofd/segmentation/{path}' in ALL
+    for name in ('abloss_pretrain_backbone', 'abloss_logits'):
+        path = f'classification/resnet/{name}_resnet50_resnet18_8xb32_in1k.py'
+        assert f'configs/kd/ab/{path}' in ALL
 
 
 def test_the_rule_can_fail() -> None:

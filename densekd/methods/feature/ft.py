@@ -6,8 +6,16 @@ Reads: the output of a backbone's last stage (`backbone.cN`), through a translat
 Stages: two; the autoencoder, of the teacher's map alone, is trained first.
 Tasks: classification.
 
-The first stage needs no student: run the teacher over the training images, and train a
-`Paraphraser` by `paraphraser_loss` (5 to 30 epochs in the authors' code and its ports), then
+The first stage needs no student. In a config with stages it is a distiller of the teacher alone,
+
+    dict(student_module='backbone.c4',
+         head=dict(type='DistillationHead', name='ft_c4', loss='FitNetLoss',
+                   tea_connector='AutoencoderConnector'))
+
+with train=['distillers'], and what it learns is handed over to the head of the second stage by
+hand_over=['distillers.*.encoder.*', 'distillers.*.trained'], both heads being of one name. In a
+loop of your own, train a `Paraphraser` by `paraphraser_loss` (5 to 30 epochs in the authors' code
+and its ports), then
 
     torch.save(paraphraser.state_dict(), 'paraphraser.pth')
 
@@ -273,6 +281,47 @@ class ParaphraserConnector(Connector):
                 'paraphraser_loss, or untrained=True if that is meant.'
             )
         return self.encoder(_averaged(x, self.finer))
+
+
+@CONNECTORS.register
+class AutoencoderConnector(Connector):
+    """The whole paraphraser, on the teacher's side: a head compares what it rebuilds.
+
+    With `FitNetLoss` that is `paraphraser_loss`, and the student is not read. Its encoder has the
+    names of a `ParaphraserConnector`'s, which takes it over.
+
+    Args:
+        rate: The factor has this share of the teacher's channels.
+
+    Example:
+        >>> from densekd.methods import DistillationHead
+        >>> head = DistillationHead(loss='FitNetLoss', tea_connector='AutoencoderConnector')
+        >>> head(None, torch.randn(2, 6, 4, 4)).requires_grad
+        True
+    """
+
+    rebuilds = True
+
+    def __init__(self, rate: float = 0.5) -> None:
+        super().__init__()
+        self.rate = rate
+        self.encoder: nn.Module | None = None
+        self.decoder: nn.Module | None = None
+        self.register_buffer('trained', torch.tensor(True))
+
+    def bind(self, own: Place, other: Place) -> None:
+        """Builds both halves."""
+        paraphraser = Paraphraser(own.channels, self.rate)
+        self.encoder, self.decoder = paraphraser.encoder, paraphraser.decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the teacher's map, rebuilt from its factor."""
+        if self.encoder is None or self.decoder is None:
+            raise ConfigError(
+                "AutoencoderConnector: it has the teacher's channels, which are not known yet. "
+                'Bind it to two places, as a head does.'
+            )
+        return self.decoder(self.encoder(x))
 
 
 def _factor_channels(channels: int, rate: float) -> int:
