@@ -20,6 +20,7 @@ PHOTOGRAPH = (375, 500)
 ENDING = '.JPEG'
 LARGE_STEPS = ('RandomResizedCrop', 'ResizeEdge')
 SMALL_CROP = 64
+FEW_CLASSES = 8  # folders, where all is small: a thousand take longer to make than to train on
 
 
 def read_generated(
@@ -42,7 +43,7 @@ def read_generated(
         key: The key of its dataloader.
         folder: Where to write.
         images: How many unlike images.
-        size: Height and width of photographs.
+        size: Height and width of photographs; with it, folders without given names are few.
         seed: Seed of what is drawn on them.
 
     Raises:
@@ -56,7 +57,9 @@ def read_generated(
         write_cifar(folder, kind.form, each, seed)
     elif kind is not None and issubclass(kind, ImageFolder):
         given = (dataset.get('metainfo') or {}).get('classes')
-        names = given or [f'class_{i:04d}' for i in range(head_classes(cfg) or 2)]
+        classes = head_classes(cfg) or 2
+        count = classes if size is None else min(classes, max(FEW_CLASSES, images))
+        names = given or [f'class_{i:04d}' for i in range(count)]
         write_folders(
             folder,
             [str(name) for name in names],

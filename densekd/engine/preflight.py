@@ -75,8 +75,8 @@ def check(
 
     Args:
         cfg: A prepared config.
-        full_size: Whether the batch has the size that training would have; otherwise one image
-            per batch is drawn at 192x320.
+        full_size: Whether the batch has the size that training would have; otherwise it is as
+            small as the losses allow, and images are drawn at 192x320.
         handed: What the distillers are handed by the stage before.
 
     Raises:
@@ -89,13 +89,12 @@ def check(
         private_rng(0),
         quiet(),
     ):
-        generated = with_generated_data(
-            cfg,
-            Path(folder),
-            images=_batch_size(cfg) if full_size else 1,
-            size=None if full_size else SMALL,
-        )
+        images = _batch_size(cfg) if full_size else 1
+        size = None if full_size else SMALL
+        generated = with_generated_data(cfg, Path(folder) / 'few', images, size)
         model = build_model(generated)
+        if (fewest := _fewest(model)) > max(images, 2):  # some data comes in twos anyway
+            generated = with_generated_data(cfg, Path(folder) / 'more', fewest, size)
         if isinstance(model, DistillModel):
             model.take_over(handed or {})
         data = first_batch(generated)
@@ -171,6 +170,12 @@ def check_before_training(
 def _batch_size(cfg: Any) -> int:
     loader = cfg.get('train_dataloader') or {}
     return max(2, min(int(loader.get('batch_size') or 2), 8))
+
+
+def _fewest(model: nn.Module) -> int:
+    """Returns how many images a batch must have, lest a loss finds nothing to relate."""
+    distillers: Any = model.distillers.values() if isinstance(model, DistillModel) else ()
+    return max((d.head.loss.fewest for d in distillers), default=1)
 
 
 def build_model(cfg: Any) -> nn.Module:

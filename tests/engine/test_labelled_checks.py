@@ -79,6 +79,13 @@ def test_photographs_are_cut_small_where_that_is_asked(tmp_path: Path) -> None:
     assert cfg.train_dataloader.dataset.pipeline[1].size == 224
 
 
+def test_a_small_check_makes_few_folders(tmp_path: Path) -> None:
+    cfg = config(folders(Path('x'), pipeline=PHOTOGRAPHS), 1000)
+    with_generated_data(cfg, tmp_path, images=1, size=(96, 128))
+    (root,) = tmp_path.glob('*/train')
+    assert len(list(root.iterdir())) == 8
+
+
 def test_a_check_of_a_plain_config(folder: Path) -> None:
     report = check(config(folders(folder)), full_size=False)
     assert report.own['loss_cls'] > 0 and report.terms == []

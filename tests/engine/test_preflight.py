@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from densekd.engine.preflight import try_step
+from densekd.engine.preflight import check, try_step
+from densekd.engine.run import prepare
 from densekd.errors import TapError
 from tests.helpers.detectors import batch, bounded, distilled, entry, faster_rcnn
+
+DIGITS = (
+    Path(__file__).resolve().parents[2] / 'configs/kd/kd/classification/resnet/'
+    'kd_resnet8w8_10e_digits_teacher_resnet20w16_head_mimic.py'
+)
 
 
 def certain(model: torch.nn.Module) -> None:
@@ -30,3 +38,15 @@ def test_a_term_that_should_teach_and_does_not_is_one() -> None:
             torch.nn.init.zeros_(connector.weight)
     with pytest.raises(TapError, match='sends a gradient of exactly zero'):
         try_step(model, batch())
+
+
+@pytest.mark.parametrize(('preset', 'images'), [('rkd', 3), ('pkt', 2), ('kd', 2)])
+def test_a_small_batch_is_large_enough_for_the_loss(preset: str, images: int) -> None:
+    """Of two images there is one distance, and nothing to relate it to."""
+    cfg = prepare(str(DIGITS))
+    cfg.model.preset = preset
+    cfg.model.teacher = dict(model=cfg.model.teacher.model, untrained=True)
+    report = check(cfg, full_size=False)
+    assert report.batch[0] == images
+    (term,) = report.terms
+    assert term.value > 0 and term.gradient > 0
