@@ -36,6 +36,7 @@ DECISIVE = (
     'train_cfg',
     'randomness',
     'stages',
+    'rounds',
 )
 
 
@@ -286,7 +287,8 @@ def claim(cfg: Any, resume: bool) -> None:
     folder = Path(cfg.work_dir)
     if folder.exists() and not folder.is_dir():
         raise DataError(f'{folder}: the work_dir is a file. Give another --work-dir.')
-    stages = [s.get('name') for s in cfg.get('stages') or [] if isinstance(s, Mapping)]
+    parts = [*(cfg.get('stages') or []), *(cfg.get('rounds') or [])]
+    stages = [part.get('name') for part in parts if isinstance(part, Mapping)]
     written = [p for f in [folder, *(folder / str(s) for s in stages)] for p in f.glob('*.pth')]
     if not written:
         return

@@ -1,0 +1,221 @@
+"""Rounds: each learns from the one before; they resume to the bit; what is wrong is told first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+
+from densekd.core.checkpoint import file_hash, read_checkpoint
+from densekd.engine.run import train
+from densekd.engine.runner import latest_checkpoint
+from densekd.engine.sequences import parse_rounds, round_config, train_rounds
+from densekd.errors import CheckpointError, ConfigError, DataError
+from tests.helpers.classifier_runs import labels_config
+from tests.helpers.classifiers import classifier
+from tests.helpers.detectors import entry
+from tests.helpers.runs import KILLED, differences, in_process
+
+WIDE = classifier(classes=10, base_channels=6)
+# A first round alone, one by a wider network, and the small student by that one.
+ROUNDS: list[dict[str, Any]] = [
+    dict(name='first', plain=True, train_cfg=dict(max_epochs=1)),
+    dict(name='wide', student=WIDE, train_cfg=dict(max_epochs=1)),
+    dict(name='last'),
+]
+
+
+def config(data: Path, work_dir: Path, rounds: Any = ROUNDS, teacher: Any = None) -> Any:
+    model: dict[str, Any] = dict(
+        type='densekd.DistillClassifier',
+        student=classifier(classes=10),
+        distillers=[entry('logits', 'KD'), entry('backbone.c4', 'FitNet')],
+    )
+    if teacher:
+        model['teacher'] = teacher
+    return labels_config(data, work_dir, model=model, rounds=rounds)
+
+
+def go(cfg: Config, kill: tuple[str, int] | None = None, **more: Any) -> None:
+    """Runs all rounds in a process of their own, which is killed in a round before an iteration."""
+    folder = Path(cfg.work_dir)
+    folder.mkdir(exist_ok=True)
+    if kill is not None:
+        cfg = cfg.copy()
+        cfg['custom_hooks'] = [
+            *cfg['custom_hooks'], dict(type='mmengine.KillInHook', folder=kill[0], at=kill[1])
+        ]  # fmt: skip
+    more = {'preflight': False, **more}
+    code = in_process(lambda: train_rounds(cfg, **more), folder / 'log.txt')
+    expected = 0 if kill is None else KILLED
+    assert code == expected, f'{code}\n{(folder / "log.txt").read_text()[-3000:]}'
+
+
+def register_killing() -> None:
+    import os
+
+    from mmengine.hooks import Hook
+    from mmengine.registry import HOOKS
+
+    @HOOKS.register_module(force=True)
+    class KillInHook(Hook):
+        """Kills its own process before an iteration of the run in a folder."""
+
+        priority = 'LOWEST'
+
+        def __init__(self, folder: str, at: int) -> None:
+            self.folder, self.at = folder, at
+
+        def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+            if runner.iter == self.at and Path(runner.work_dir).name == self.folder:
+                os.kill(os.getpid(), 9)
+
+
+register_killing()
+
+
+@pytest.fixture(scope='module')
+def finished(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The config of finished rounds."""
+    made = config(digits, tmp_path_factory.mktemp('rounds') / 'whole')
+    go(made)
+    return made
+
+
+def test_each_round_learns_from_the_last_checkpoint_of_the_one_before(finished: Config) -> None:
+    root = Path(finished.work_dir)
+    done = json.loads((root / 'rounds.json').read_text())
+    assert done == {
+        'first': 'first/epoch_1.pth', 'wide': 'wide/epoch_1.pth', 'last': 'last/epoch_2.pth',
+    }  # fmt: skip
+    saved = {name: read_checkpoint(root / path) for name, path in done.items()}
+    assert 'densekd' not in saved['first']
+    for name, before in (('wide', 'first'), ('last', 'wide')):
+        manifest = saved[name]['densekd']['teachers']['teacher']
+        assert manifest['sha256'] == file_hash(root / done[before])
+    key = 'backbone.conv1.weight'
+    channels = {n: s['state_dict'][key].shape[0] for n, s in saved.items()}
+    assert channels == {'first': 4, 'wide': 6, 'last': 4}
+
+
+def test_a_round_is_what_its_two_configs_would_be(finished: Config, tmp_path: Path) -> None:
+    """A chain of one link is distillation as it always was."""
+    cfg = finished.copy()
+    cfg.pop('rounds')
+    cfg.work_dir = str(tmp_path / 'alone')
+    last = Path(finished.work_dir) / 'wide' / 'epoch_1.pth'
+    cfg.model.teacher = dict(model=WIDE, checkpoint=str(last))
+    code = in_process(lambda: train(cfg, preflight=False), tmp_path / 'log.txt')
+    assert code == 0, (tmp_path / 'log.txt').read_text()[-2000:]
+    whole = Path(finished.work_dir) / 'last' / 'epoch_2.pth'
+    found = differences(whole, tmp_path / 'alone' / 'epoch_2.pth')
+    assert found == []
+
+
+@pytest.mark.parametrize('kill', [('first', 1), ('wide', 1), ('last', 'second epoch')])
+def test_killed_and_started_again_equals_uninterrupted(
+    kill: Any, digits: Path, finished: Config, tmp_path: Path
+) -> None:
+    root, last = tmp_path / 'killed', Path(finished.work_dir) / 'last/epoch_2.pth'
+    if kill[1] == 'second epoch':
+        kill = ('last', read_checkpoint(last)['meta']['iter'] // 2 + 1)
+    # Of teachers a run knows the path as well, which must be that of the folder it is in.
+    go(config(digits, root), kill=kill)
+    names = [r['name'] for r in ROUNDS]
+    ended = names[: names.index(kill[0])]
+    written = root / 'rounds.json'
+    assert (list(json.loads(written.read_text())) if written.exists() else []) == ended
+    before = {n: file_hash(latest_checkpoint(root / n)) for n in ended}
+    go(config(digits, root))  # the same command
+    assert {n: file_hash(latest_checkpoint(root / n)) for n in ended} == before
+    found = differences(last, root / 'last/epoch_2.pth')
+    # The teacher's file is another one, with the same weights and another clock in it.
+    assert [k for k in found if '/teachers/' not in k] == []
+    with pytest.raises(DataError, match='holds a run of this config already'):
+        train_rounds(config(digits, root), preflight=False)
+
+
+def test_the_best_may_be_taken(digits: Path, tmp_path: Path) -> None:
+    rounds = [dict(name='first', plain=True, take='best'), dict(name='second')]
+    made = config(digits, tmp_path / 'best', rounds)
+    go(made)
+    done = json.loads((tmp_path / 'best' / 'rounds.json').read_text())
+    assert done['first'].startswith('first/best_accuracy_top1_epoch_')
+    assert done['second'] == 'second/epoch_2.pth'
+
+
+def test_the_first_round_has_the_teacher_of_the_config(digits: Path, tmp_path: Path) -> None:
+    teacher = dict(model=WIDE, untrained=True)
+    cfg = config(digits, tmp_path / 'run', [dict(name='a'), dict(name='b')], teacher)
+    first, second = parse_rounds(cfg)
+    assert round_config(cfg, first, None).model.teacher.model.backbone.base_channels == 6
+    before = dict(model=classifier(classes=10), checkpoint='x.pth')
+    assert round_config(cfg, second, before).model.teacher.checkpoint == 'x.pth'
+
+
+def test_what_a_round_says_wins(digits: Path, tmp_path: Path) -> None:
+    rounds = [
+        dict(name='a', plain=True, randomness=dict(seed=3), optim_wrapper=dict(clip_grad=None)),
+        dict(name='b', preset='feed', param_scheduler=[], train_cfg=dict(max_epochs=7)),
+    ]
+    cfg = config(digits, tmp_path / 'run', rounds)
+    first = round_config(cfg, rounds[0], None)
+    assert first.model.type == 'densekd.ImageClassifier' and first.randomness.seed == 3
+    assert first.optim_wrapper.optimizer.type == 'SGD' and 'rounds' not in first
+    second = round_config(cfg, rounds[1], dict(model=WIDE, checkpoint='x.pth'))
+    assert second.model.preset == 'feed' and 'distillers' not in second.model
+    assert second.param_scheduler == [] and second.train_cfg.max_epochs == 7
+    assert second.train_cfg.type == 'EpochBasedTrainLoop'
+    assert second.work_dir == str(tmp_path / 'run' / 'b')
+
+
+@pytest.mark.parametrize(
+    ('rounds', 'sentence'),
+    [
+        ('twice', 'rounds: a list of dicts is needed'),
+        ([], 'rounds: a list of dicts is needed'),
+        ([3], r'rounds\[0\]: a dict is needed'),
+        ([dict(plain=True)], r"rounds\[0\]: a round needs a 'name'"),
+        ([dict(name='a')], r'rounds\[0\]: there is no teacher yet. Give plain=True'),
+        ([dict(name='a', plain=True), dict(name='a')], "the name 'a' is used twice"),
+        ([dict(name='a', plian=True)], "no key 'plian'. Did you mean 'plain'"),
+        ([dict(name='a', plain=True, take='bets')], "there is no 'bets'. Did you mean 'best'"),
+        ([dict(name='a', plain=True, preset='kd', distillers=[])], 'preset or distillers'),
+        ([dict(name='a', plain=True, train_cfg=3)], r'rounds\[0\].train_cfg: a dict is needed'),
+    ],
+)
+def test_what_is_wrong_is_a_sentence(
+    rounds: Any, sentence: str, digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        train_rounds(config(digits, tmp_path / 'run', rounds))
+    assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_later_round_is_looked_at_before_the_first_trains(digits: Path, tmp_path: Path) -> None:
+    rounds = [dict(name='a', plain=True), dict(name='b', preset='dml')]
+    with pytest.raises(ConfigError, match=r"round 'b': preset 'dml': its networks learn from each"):
+        train_rounds(config(digits, tmp_path / 'run', rounds))
+    assert not list((tmp_path / 'run').rglob('*.pth'))
+    rounds = [dict(name='a', plain=True), dict(name='b', take='best')]
+    cfg = config(digits, tmp_path / 'run', rounds)
+    cfg.default_hooks.checkpoint.pop('save_best')
+    with pytest.raises(ConfigError, match=r"round 'b': take='best' needs default_hooks"):
+        train_rounds(cfg, preflight=False)
+
+
+def test_other_rounds_and_a_damaged_file_are_refused(finished: Config, digits: Path) -> None:
+    root = Path(finished.work_dir)
+    changed = config(digits, root, [*ROUNDS, dict(name='more')])
+    with pytest.raises(DataError, match='another run: its rounds differs'):
+        train_rounds(changed, resume=True, preflight=False)
+    kept = (root / 'rounds.json').read_text()
+    try:
+        (root / 'rounds.json').write_text(kept[:9])
+        with pytest.raises(CheckpointError, match='which rounds have ended, and is damaged'):
+            train_rounds(config(digits, root), resume=True, preflight=False)
+    finally:
+        (root / 'rounds.json').write_text(kept)
