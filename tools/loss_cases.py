@@ -35,6 +35,7 @@ class Sizes:
         logits: A segmentor's, at the stride of its head.
         vectors: A batch of images before a ResNet-50's classifier.
         stages: A batch of images after each stage of a ResNet-50 for 224x224.
+        inputs: A batch of images for a classifier.
         image: Height and width that pyramids of maps belong to.
         images: Images of those pyramids.
         channels: Channels of a neck's pyramid.
@@ -55,6 +56,7 @@ class Sizes:
         (64, 1024, 14, 14),
         (64, 2048, 7, 7),
     )
+    inputs: tuple[int, ...] = (64, 3, 224, 224)
     image: tuple[int, int] = (800, 1344)
     images: int = 1
     channels: int = 256
@@ -84,6 +86,7 @@ SMALL = Sizes(
     logits=(2, 5, 4, 6),
     vectors=(6, 5),
     stages=((4, 2, 6, 8), (4, 3, 3, 4), (4, 4, 2, 2), (4, 5, 1, 2)),
+    inputs=(4, 3, 6, 8),
     image=(64, 96),
     images=2,
     channels=3,
@@ -663,6 +666,29 @@ def feed(sizes: Sizes) -> Problem:
 
     teachers = [sizes.normal(n, c, h, w) for _ in range(2)]
     return Problem(build('FEEDLoss'), sizes.student(n, 2 * c, h, w), teachers, formula)
+
+
+# Gradients with respect to the images
+
+
+@case('JacobianLoss', 'gradients of 64 images of 224x224', 2, 'gradient, the difference')
+def jacobian(sizes: Sizes) -> Problem:
+    """L = mean || g_s - g_t ||^2, of unit length in each image."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return (unit(s.flatten(1)) - unit(t.flatten(1))).square().sum(1).mean()
+
+    return maps(sizes, sizes.inputs, 'JacobianLoss', formula)
+
+
+@case('GradientAttentionLoss', 'gradients of 64 images of 224x224', 2, 'gradient, the difference')
+def gradient_attention(sizes: Sizes) -> Problem:
+    """L = 1/2 mean || J_s - J_t ||^2, of unit length in each image."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        return (unit(s.flatten(1)) - unit(t.flatten(1))).square().sum(1).mean() / 2
+
+    return maps(sizes, sizes.inputs, 'GradientAttentionLoss', formula)
 
 
 # Relations between images

@@ -30,7 +30,7 @@ FIELDS: dict[str, str] = {
     'roi_box_targets': 'what the box head regresses, as both networks encode it, (R, 4)',
     'iteration': 'iterations begun before this one',
     'seed': 'seed of this iteration, for random masks',
-    'input_grad': 'gradient of both networks with respect to the input',
+    'input_grad': 'gradient of both networks with respect to the input, of what is tapped',
 }
 
 

@@ -105,6 +105,7 @@ class Teacher:
         taps: Mapping[Any, Tap],
         forward: Callable[[nn.Module], Any],
         size: tuple[int, int] | None = None,
+        input_grad: bool = False,
     ) -> Taps:
         """Runs the teacher under no_grad, no deeper than its taps.
 
@@ -115,6 +116,8 @@ class Teacher:
             taps: The places to read, by any key.
             forward: Runs the network's part that holds them.
             size: Height and width of the images that it runs on, for taps of tokens.
+            input_grad: Whether a graph is recorded after all, from the images to the taps. Its
+                parameters stay frozen.
 
         Returns:
             The taps, read.
@@ -123,7 +126,11 @@ class Teacher:
         known = self._calls.get(signature)
         half = torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=True)
         precision = half if self.precision == 'bf16' else nullcontext()
-        with torch.no_grad(), precision, Taps(self.model, taps, known, size=size) as reading:
+        with (
+            torch.set_grad_enabled(input_grad and torch.is_grad_enabled()),
+            precision,
+            Taps(self.model, taps, known, size=size) as reading,
+        ):
             forward(self.model)
         if known is None:
             self._calls[signature] = dict(reading.calls)

@@ -63,6 +63,12 @@ from densekd.methods.feature.nst import NSTDistillationHead, NSTLoss, nst_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
 from densekd.methods.feature.pkd import PKDDistillationHead, PKDLoss, pkd_loss
 from densekd.methods.feature.vid import VIDConnector, VIDDistillationHead, VIDLoss, vid_loss
+from densekd.methods.gradient.gradient_attention import (
+    GradientAttentionDistillationHead,
+    GradientAttentionLoss,
+    gradient_attention_loss,
+)
+from densekd.methods.gradient.jacobian import JacobianDistillationHead, JacobianLoss, jacobian_loss
 from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
 from densekd.methods.relation.fe import FEDistillationHead, FELoss, lp_loss
 from densekd.methods.relation.ifvd import IFVDDistillationHead, IFVDLoss, ifvd_loss
@@ -146,9 +152,13 @@ __all__ = [
     'FTLoss',
     'FitNetDistillationHead',
     'FitNetLoss',
+    'GradientAttentionDistillationHead',
+    'GradientAttentionLoss',
     'IFVDDistillationHead',
     'IFVDLoss',
     'IdentityConnector',
+    'JacobianDistillationHead',
+    'JacobianLoss',
     'KDDistillationHead',
     'KDLoss',
     'KDQFLDistillationHead',
@@ -202,10 +212,12 @@ __all__ = [
     'fsp_loss',
     'fsp_matrix',
     'ft_loss',
+    'gradient_attention_loss',
     'hint_loss',
     'ifvd_loss',
     'imitation_loss',
     'imitation_mask',
+    'jacobian_loss',
     'kd_loss',
     'kd_qfl_loss',
     'kdsvd_loss',

@@ -336,16 +336,22 @@ def _loss(name: str) -> Callable[..., Any]:
 
 def _count(head: str, student: int, teacher: int) -> int | None:
     """Returns the parameters of a head that is bound to so many channels, or None if it can't."""
-    try:
-        with torch.random.fork_rng(devices=[]):  # to list methods must not shift a training
-            module = build(head)
-            maps = 1 if module.loss.pairs else 2  # what takes a list may need one
-            module.bind(*(_toy(channels, maps) for channels in (student, teacher)))
-    except DenseKDError:
-        return None
-    return sum(parameter.numel() for parameter in module.parameters())
+    for place in (_toy_maps, _toy_vectors):
+        try:
+            with torch.random.fork_rng(devices=[]):  # to list methods must not shift a training
+                module = build(head)
+                count = 1 if module.loss.pairs else 2  # what takes a list may need one
+                module.bind(*(place(channels, count) for channels in (student, teacher)))
+        except DenseKDError:
+            continue
+        return sum(parameter.numel() for parameter in module.parameters())
+    return None
 
 
-def _toy(channels: int, maps: int) -> Place:
+def _toy_maps(channels: int, count: int) -> Place:
     norm = nn.BatchNorm2d(channels)
-    return Place(Tap('toy'), ((2, channels, 8, 8),) * maps, ((8.0, 8.0),) * maps, norm)
+    return Place(Tap('toy'), ((2, channels, 8, 8),) * count, ((8.0, 8.0),) * count, norm)
+
+
+def _toy_vectors(channels: int, count: int) -> Place:
+    return Place(Tap('toy'), ((2, channels),) * count, (None,) * count)

@@ -62,7 +62,7 @@ class DistillClassifier(DistillModel):
 
     def offered(self) -> tuple[str, ...]:
         """Returns the fields of the batch that a classifier gives."""
-        return ('inputs', 'iteration', 'seed', 'labels')
+        return ('inputs', 'iteration', 'seed', 'labels', 'input_grad')
 
     def check_rows(self) -> None:
         """Refuses losses that need the one class of an image where images are mixed.

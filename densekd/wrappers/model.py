@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.distiller import Distiller, check_needs
+from densekd.core.input_grad import wants_input_grad
 from densekd.core.moving import MovingTeacher
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps
@@ -30,6 +31,7 @@ from densekd.wrappers.classes import (
     refuse_disjoint,
     with_columns,
 )
+from densekd.wrappers.input_grad import check_input_grad, differentiable, differentiated
 from densekd.wrappers.peers import (
     STUDENT,
     Partner,
@@ -268,6 +270,7 @@ class DistillModel(BaseModel):
             places[distiller.key] = wire.places
         self.__dict__['places'] = places
         check_needs(self._distillers, self.offered(), type(self).__name__)
+        check_input_grad(self._distillers, self.student, self.teachers)
         self.check_rows()
         # Only now: binding reads margins from norms that are folded away here.
         for name, teacher in self.teachers.items():
@@ -468,6 +471,7 @@ class DistillModel(BaseModel):
         epoch = self._epochs_begun()
         factors = {d: d.weight(self.iteration, epoch) for d in self._distillers}
         active = [d for d, factor in factors.items() if factor > 0]
+        inputs = differentiable(inputs, active)
         taps = {**self.extra_taps(), **self._taps_on(STUDENT, active)}
         size = inputs.shape[-2], inputs.shape[-1]
         with (
@@ -490,6 +494,7 @@ class DistillModel(BaseModel):
                 values = [distiller.read('teacher', readings[name]) for name in distiller.teachers]
                 value = values[0] if len(values) == 1 else values
                 own_batch = self.batch_for(distiller, batch, captured)
+                student, value = differentiated(distiller, student, value, inputs, own_batch)
                 reaches = distiller.reaches_student(self.iteration, epoch)
                 loss = distiller(student, value, own_batch, factor, reaches)
             else:
@@ -578,7 +583,9 @@ class DistillModel(BaseModel):
             parts = parts_of(taps)
             view = teacher.prepared(self.teacher_view(teacher.model, inputs, data_samples))
             run = partial(self.forward_parts, inputs=view, parts=parts, captured=captured)
-            readings[name] = teacher.run(taps, run, (view.shape[-2], view.shape[-1]))
+            size = view.shape[-2], view.shape[-1]
+            gradient = any(wants_input_grad(d.head) for d in mine)
+            readings[name] = teacher.run(taps, run, size, gradient)
         return readings
 
     # What a runner touches --------------------------------------------------------------------

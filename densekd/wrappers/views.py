@@ -66,9 +66,10 @@ def teacher_view(
         pixels = pixels.flip(1)
     view = (pixels - mean) / std
     # Padding is zero after normalisation, not before.
-    for image, (h, w) in zip(view, sizes, strict=True):
-        image[:, h:] = 0
-        image[:, :, w:] = 0
+    for i, (h, w) in enumerate(sizes):
+        # By index: what iteration hands out can't be written to where a graph is recorded.
+        view[i, :, h:] = 0
+        view[i, :, :, w:] = 0
     return view
 
 

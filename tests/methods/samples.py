@@ -110,6 +110,9 @@ def sample(
     wide = [(n, wider * c, *size) for n, c, *size in shapes]
     teacher = [torch.randn(shape, generator=numbers) for _ in range(teachers) for shape in wide]
     alone = loss.pairs and len(shapes) == 1
+    if 'input_grad' in loss.needs:
+        # What is compared is as large as the images, and comes of logits that are tapped.
+        shapes, strides, wide = [(images, CLASSES)], (None,), [(images, CLASSES)]
     places = (_place(shapes, strides, numbers), _place(wide, strides, numbers))
     return Sample(
         student[0] if alone else student,
@@ -224,4 +227,5 @@ FIELDS: dict[str, Make] = {
     'roi_box_targets': lambda n, objects, numbers: torch.randn(REGIONS * n, 4, generator=numbers),
     'iteration': lambda n, objects, numbers: 3,
     'seed': lambda n, objects, numbers: 5,
+    'input_grad': lambda n, objects, numbers: None,  # it stands in the place of the two tensors
 }

@@ -20,6 +20,7 @@ from densekd.core.head import DistillationHead, DistillLoss
 from densekd.core.ops import ALIGNMENTS
 from densekd.errors import ConfigError, ShapeError
 from densekd.registry import CONNECTORS, HEADS, LOSSES
+from tests.methods import samples
 from tests.methods.samples import CLASSES, Sample, sample
 
 # Options that take another way through a loss than its defaults.
@@ -36,6 +37,7 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'FGFILoss', 'policy': 'assigned', 'norm': 'per_level'},
     {'type': 'FELoss', 'k': 2, 'unit': True},
     {'type': 'FTLoss', 'p': 2},
+    {'type': 'GradientAttentionLoss', 'normalise': False},
     {'type': 'KDLoss', 'mode': 'mean_logit'},
     {'type': 'KDQFLLoss', 'beta': 2.0},
     {'type': 'KDSVDLoss', 'basis': 'own', 'k': 1},
@@ -147,11 +149,14 @@ def test_what_densekd_registers_it_exports() -> None:
                 assert name in methods.__all__ and getattr(methods, name) is entry
 
 
-def test_a_need_without_a_sample_fails_and_is_not_passed_over() -> None:
+def test_a_need_without_a_sample_fails_and_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Needy(DistillLoss):
-        needs: ClassVar[tuple[str, ...]] = ('input_grad',)
+        needs: ClassVar[tuple[str, ...]] = ('seed',)
 
-    with pytest.raises(AssertionError, match="Needy needs 'input_grad'.*add a function for it"):
+    monkeypatch.delitem(samples.FIELDS, 'seed')
+    with pytest.raises(AssertionError, match="Needy needs 'seed'.*add a function for it"):
         sample(Needy())
 
 
