@@ -1,4 +1,4 @@
-"""Jacobian matching: which pixels move an output, and how, as in the teacher.
+"""Jacobian: which pixels move an output, and how, as in the teacher.
 
 Papers: Srinivas, Fleuret: Knowledge Transfer with Jacobian Matching. ICML 2018.
     https://arxiv.org/abs/1803.00443; Czarnecki, Osindero, Jaderberg, Swirszcz, Pascanu: Sobolev
