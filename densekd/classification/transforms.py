@@ -5,6 +5,7 @@ They draw from numpy's global generator, which a run seeds for each sample.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -167,12 +168,21 @@ class CenterCrop:
 
 
 class PackImage:
-    """Makes of an image and its label what a batch is collated from."""
+    """Makes of an image and its label what a batch is collated from.
+
+    Args:
+        digest: Whether to note a digest of the view, by which stored logits are found.
+    """
+
+    def __init__(self, digest: bool = False) -> None:
+        self.digest = digest
 
     def __call__(self, results: Results) -> Results:
         """Returns `inputs`, (3, H, W), and `data_samples` with `gt_label`."""
         image = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
         meta: Results = {k: results[k] for k in ('img_path', 'sample_idx') if k in results}
+        if self.digest:
+            meta['view'] = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
         sample = BaseDataElement(metainfo={**meta, 'img_shape': image.shape[1:]})
         sample.set_field(torch.tensor(int(results['gt_label'])), 'gt_label')
         return {'inputs': torch.from_numpy(image), 'data_samples': sample}

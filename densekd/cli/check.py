@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Checks, and prints what each term compares and sends to the student."""
     from densekd.engine.preflight import check
     from densekd.engine.run import is_distillation, prepare
+    from densekd.engine.sequences import of_round, unrolled
     from densekd.engine.stages import of_stage, staged
 
     cfg = prepare(args.config, options=options.parse_options(args.cfg_options))
@@ -52,6 +53,13 @@ def run(args: argparse.Namespace) -> int:
         cfg.model.teacher = without_weights(cfg.model.teacher)
     if args.trust_checkpoint and is_distillation(cfg):
         cfg.model.trust_checkpoint = True
+    if cfg.get('rounds') is not None:
+        for name, one in unrolled(cfg):
+            print(f'Round {name!r}')
+            with of_round(name):
+                show(check(one, full_size=not args.small))
+        print(f'Next: densekd train {args.config}')
+        return 0
     for name, stage, handed in staged(cfg):
         if name:
             print(f'Stage {name!r}')
@@ -65,7 +73,7 @@ def without_weights(teacher: object) -> object:
     """Returns a teacher's config, or a list of them, without checkpoints."""
     if isinstance(teacher, (list, tuple)):
         return [without_weights(t) for t in teacher]
-    if not isinstance(teacher, dict):
+    if not isinstance(teacher, dict) or teacher.get('logits'):
         return teacher
     return {**{k: v for k, v in teacher.items() if k != 'checkpoint'}, 'untrained': True}
 

@@ -18,6 +18,7 @@ COMMANDS = {
     'methods': 'list the methods, or print the card of one',
     'taps': 'list what can be tapped in a config, and the presets that fit',
     'train': 'train a config, plain or with distillation',
+    'logits': "store what a config's teacher says of its training images",
     'test': "score a checkpoint with a config's test data",
 }
 

@@ -127,6 +127,10 @@ def inspect(config: Any, options: Mapping[str, Any] | None = None) -> Inspection
     if is_distillation(cfg) and cfg.model.get('teacher'):
         teacher = cfg.model.teacher
         teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
+        if isinstance(teacher, Mapping) and teacher.get('logits'):
+            raise ConfigError(
+                "taps: the teacher is a file of logits, which has no other tap than 'logits'."
+            )
         configs['teacher'] = model_config(teacher.get('model', teacher), 'teacher.model')
     found = Inspection({}, scope=scope)
     with private_rng(0):

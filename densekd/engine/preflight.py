@@ -30,10 +30,12 @@ from densekd.engine.data_checks import check_data
 from densekd.engine.generated_data import with_generated_data
 from densekd.engine.parts_check import check_parts, register
 from densekd.engine.run import is_distillation, student_config
+from densekd.engine.stored_logits import check_stored
 from densekd.errors import CheckpointError, ConfigError, TapError
 from densekd.wrappers.build import build_network, without_pretrained
 from densekd.wrappers.config import plain
 from densekd.wrappers.model import DistillModel
+from densekd.wrappers.stored import StoredLogits
 from densekd.wrappers.views import check_padding
 
 # Some cells at a pyramid's coarsest level, since of a single one some losses learn nothing.
@@ -156,7 +158,7 @@ def check_before_training(
     teachers = cfg.model.get('teacher')
     for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
         if isinstance(teacher, Mapping) and not (
-            teacher.get('checkpoint') or teacher.get('untrained')
+            teacher.get('checkpoint') or teacher.get('untrained') or teacher.get('logits')
         ):
             raise ConfigError(
                 'teacher: no checkpoint is given, and an untrained teacher has nothing to teach. '
@@ -164,6 +166,7 @@ def check_before_training(
             )
         if isinstance(teacher, Mapping) and teacher.get('checkpoint'):
             find_checkpoint(teacher['checkpoint'])  # fetches, so that the check is with weights
+    check_stored(cfg, bool(cfg.model.get('trust_checkpoint')))
     return check(cfg, handed=handed)
 
 
@@ -232,6 +235,8 @@ def try_step(model: Any, data: Any) -> Report:
     if isinstance(model, DistillModel):
         report.model = f'{type(model).__name__}({type(model.student).__name__})'
         for name, teacher in model.teachers.items():
+            if isinstance(teacher.model, StoredLogits):
+                teacher.model.stands_in = True  # it has nothing to say of generated images
             check_padding(
                 model.data_preprocessor, teacher.model.data_preprocessor, f'teacher {name!r}'
             )

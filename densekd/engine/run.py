@@ -113,6 +113,10 @@ def prepare(
         default = cfg.pop('data_preprocessor', None)
         if default is not None and isinstance(model.get('student'), Mapping):
             cfg.model.student.setdefault('data_preprocessor', default)
+        from densekd.engine.stored_logits import stored_teachers, with_digests
+
+        if stored_teachers(cfg):
+            with_digests(cfg)
         names = None if model.get('classes') else training_classes(cfg)
         if names:
             cfg.model.classes = names  # by which the teacher's are found

@@ -167,6 +167,8 @@ def train_rounds(
     from mmengine.dist import barrier, is_main_process
     from mmengine.logging import print_log
 
+    from densekd.engine.preflight import check_before_training
+
     rounds = parse_rounds(cfg)
     root = Path(cfg.work_dir)
     if not resume and _was_interrupted(cfg, rounds):
@@ -174,7 +176,10 @@ def train_rounds(
         resume = True
     claim(cfg, resume)
     done = _read(root) if resume else {}
-    _check_all(cfg, rounds, done, preflight)
+    for name, own in unrolled(cfg):
+        if preflight and name not in done:
+            with of_round(name):
+                check_before_training(own)
     mark(cfg)
     before: Any = None
     for i, one in enumerate(rounds):
@@ -187,7 +192,7 @@ def train_rounds(
                 )
         else:
             begun = latest_checkpoint(own.work_dir) is not None
-            with _of_round(one['name']):
+            with of_round(one['name']):
                 # The first was looked at just now, with the teacher that it has.
                 last = train(own, begun, preflight and i > 0, trust)
                 last = _taken(last, one)
@@ -207,22 +212,19 @@ def _as_teacher(cfg: Any, checkpoint: str | None) -> dict[str, Any]:
     return {'model': model, 'checkpoint': checkpoint}
 
 
-def _check_all(cfg: Any, rounds: list[dict[str, Any]], done: Any, preflight: bool) -> None:
-    """Looks at every round before the first step; teachers that are not trained yet are untrained.
+def unrolled(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yields name and config of each round; teachers that are trained before it are untrained yet.
 
     Raises:
-        DenseKDError: What is wrong, after the round's name.
+        ConfigError: If a round is not what it should be.
     """
-    from densekd.engine.preflight import check_before_training
-
     before: Any = None
-    for one in rounds:
-        with _of_round(one['name']):
+    for one in parse_rounds(cfg):
+        with of_round(one['name']):
             own = round_config(cfg, one, before)
             _check_take(own, one)
-            if preflight and one['name'] not in done:
-                check_before_training(own)
-            before = _as_teacher(own, None)
+        yield one['name'], own
+        before = _as_teacher(own, None)
 
 
 def _check_take(cfg: Any, one: Mapping[str, Any]) -> None:
@@ -244,7 +246,7 @@ def _taken(last: Path, one: Mapping[str, Any]) -> Path:
 
 
 @contextmanager
-def _of_round(name: str) -> Iterator[None]:
+def of_round(name: str) -> Iterator[None]:
     """Puts a round's name before an error."""
     try:
         yield

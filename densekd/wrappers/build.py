@@ -14,8 +14,11 @@ from densekd.core.ops import private_rng
 from densekd.core.teacher import Teacher
 from densekd.errors import ConfigError, did_you_mean
 from densekd.wrappers.config import load_config, plain
+from densekd.wrappers.stored import stored_teacher
 
-TEACHER_KEYS = ('model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse', 'classes')
+TEACHER_KEYS = (
+    'model', 'checkpoint', 'name', 'untrained', 'precision', 'fuse', 'classes', 'logits',
+)  # fmt: skip
 PRECISIONS = ('fp32', 'bf16')
 DISTILLER_KEYS = (
     'student_module', 'teacher_module', 'head', 'teacher', 'schedule', 'lr_mult', 'student',
@@ -128,7 +131,7 @@ def build_teachers(cfg: Any, scope: str, seed: int, trust: bool) -> dict[str, Te
                 raise ConfigError(
                     f'{where}: there is no key {key!r}. {did_you_mean(key, TEACHER_KEYS)}'
                 )
-        if 'model' not in entry:
+        if 'model' not in entry and not entry.get('logits'):
             raise ConfigError(f"{where}: 'model' is missing: a config path, a Config or a dict.")
         precision = entry.get('precision', 'fp32')
         if precision not in PRECISIONS:
@@ -139,6 +142,11 @@ def build_teachers(cfg: Any, scope: str, seed: int, trust: bool) -> dict[str, Te
             raise ConfigError(f"{where}: with several teachers each needs a 'name'.")
         if name in teachers:
             raise ConfigError(f'{where}: the name {name!r} is used twice.')
+        if entry.get('logits'):
+            if scope != 'mmengine':
+                raise ConfigError(f'{where}.logits: stored logits are for classifiers.')
+            teachers[name] = stored_teacher(entry, name, where, trust)
+            continue
         with private_rng(seed + i):
             teachers[name] = _teacher(entry, name, scope, where, trust)
     return teachers

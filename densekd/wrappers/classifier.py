@@ -13,6 +13,7 @@ from densekd.errors import ConfigError
 from densekd.wrappers.classifier_taps import classifier_forward, classifier_taps
 from densekd.wrappers.model import DistillModel
 from densekd.wrappers.named_taps import frozen_taps
+from densekd.wrappers.stored import StoredLogits, stored_taps
 from densekd.wrappers.views import teacher_view
 
 
@@ -33,7 +34,9 @@ class DistillClassifier(DistillModel):
     trace_size: ClassVar[tuple[int, int]] = (64, 96)
 
     def named_taps(self, model: Any) -> dict[str, Tap]:
-        """Returns the named taps of a classifier."""
+        """Returns the named taps of a classifier, or the one of stored logits."""
+        if isinstance(model, StoredLogits):
+            return stored_taps(model)
         return classifier_taps(model)
 
     def frozen_taps(self, model: Any, taps: dict[str, Tap]) -> frozenset[str]:
@@ -55,7 +58,13 @@ class DistillClassifier(DistillModel):
         classifier_forward(model, inputs, parts)
 
     def teacher_view(self, teacher: Any, inputs: Tensor, data_samples: Any) -> Tensor:
-        """Returns the batch normalised as the teacher was trained to see it."""
+        """Returns the batch normalised as the teacher was trained to see it.
+
+        One that is a file is told which images it is asked for.
+        """
+        if isinstance(teacher, StoredLogits):
+            teacher.look_up(data_samples)
+            return inputs
         whole = (inputs.shape[-2], inputs.shape[-1])
         sizes = [whole] * len(inputs)
         return teacher_view(self.data_preprocessor, teacher.data_preprocessor, inputs, sizes)
