@@ -729,6 +729,64 @@ def pkt(sizes: Sizes) -> Problem:
     return maps(sizes, sizes.vectors, 'PKTLoss', formula)
 
 
+@case('MHGDLoss', 'ResNet-50 C4 and C5 of 64 images', 1, 'gradients')
+def mhgd(sizes: Sizes) -> Problem:
+    """L = mean p^s log(p^s/p^t), p = softmax(tanh(BN(V A) BN(V' B)^T)), V of the SVD."""
+    loss: Any = bound_to_stages(sizes, 'MHGDLoss', untrained=True)
+
+    def graphs(later: Tensor, earlier: Tensor) -> Tensor:
+        attention = loss.attention[0]
+        s, r = attention.sender(later), attention.receiver(earlier)
+        s, r = (x.reshape(len(x), attention.heads, -1).transpose(0, 1) for x in (s, r))
+        return (s @ r.transpose(1, 2)).tanh().softmax(2)
+
+    def formula(s: list[Tensor], t: list[Tensor], _: Batch) -> Tensor:
+        (a_s, a_t), (b_s, b_t) = (main_vectors(*pair) for pair in zip(s, t, strict=True))
+        q, p = graphs(b_s, a_s), graphs(b_t, a_t)
+        return (q * (q / p).log()).sum(2).mean()
+
+    shapes = sizes.stages[-2:]
+    student, teacher = [sizes.student(*x) for x in shapes], [sizes.normal(*x) for x in shapes]
+    return Problem(loss, student, teacher, formula)
+
+
+@case('MHGDEstimatorLoss', 'ResNet-50 C4 and C5 of 64 images', 1, 'gradients')
+def mhgd_estimator(sizes: Sizes) -> Problem:
+    """L = mean 1 - cos(estimate, V), of what the attention has seen."""
+    loss: Any = bound_to_stages(sizes, 'MHGDEstimatorLoss').eval()
+
+    def formula(s: list[Tensor], t: list[Tensor], _: Batch) -> Tensor:
+        (a, _), (b, target) = (main_vectors(*pair) for pair in zip(s, t, strict=True))
+        attention, estimator = loss.attention[0], loss.estimators[0]
+        x, r = attention.sender(b), attention.receiver(a)
+        x, r = (y.reshape(len(y), attention.heads, -1).transpose(0, 1) for y in (x, r))
+        seen = (x @ r.transpose(1, 2)).softmax(2) @ estimator.value(a)
+        estimate = unit(estimator.out(seen.transpose(0, 1).flatten(1)))
+        return (1 - (estimate * target).sum(1)).mean()
+
+    shapes = sizes.stages[-2:]
+    student, teacher = [sizes.student(*x) for x in shapes], [sizes.normal(*x) for x in shapes]
+    return Problem(loss, student, teacher, formula)
+
+
+def bound_to_stages(sizes: Sizes, loss: str, **options: Any) -> DistillLoss:
+    """Returns a loss that is bound to the last two stages of a classifier."""
+    module = build(loss, **options)
+    places = Place(Tap('backbone', name='backbone'), sizes.stages[-2:], (None, None))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module.bind(places, places)
+    return module.to(sizes.device, sizes.dtype)
+
+
+def main_vectors(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the main right singular vectors, the student's at the teacher's left ones."""
+    left, _, right = torch.linalg.svd(teacher.flatten(2).transpose(1, 2), full_matrices=False)
+    right = right[:, 0]
+    sign = right.gather(1, right.abs().argmax(1, keepdim=True)).sign()
+    return unit((student.flatten(2) @ left[:, :, :1]).squeeze(2) * sign), right * sign
+
+
 @case('SPLoss', 'ResNet-50 C5 of 64 images', 1, 'gradient')
 def sp(sizes: Sizes) -> Problem:
     """L = mean (G_s - G_t)^2, rows of G of unit length."""

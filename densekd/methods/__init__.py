@@ -72,6 +72,16 @@ from densekd.methods.gradient.jacobian import JacobianDistillationHead, Jacobian
 from densekd.methods.relation.cc import CCDistillationHead, CCLoss, cc_loss
 from densekd.methods.relation.fe import FEDistillationHead, FELoss, lp_loss
 from densekd.methods.relation.ifvd import IFVDDistillationHead, IFVDLoss, ifvd_loss
+from densekd.methods.relation.mhgd import (
+    GraphAttention,
+    GraphEstimator,
+    MHGDDistillationHead,
+    MHGDEstimatorDistillationHead,
+    MHGDEstimatorLoss,
+    MHGDLoss,
+    mhgd_estimator_loss,
+    mhgd_loss,
+)
 from densekd.methods.relation.pkt import PKTDistillationHead, PKTLoss, pkt_loss
 from densekd.methods.relation.rkd import (
     RKDDistillationHead,
@@ -154,6 +164,8 @@ __all__ = [
     'FitNetLoss',
     'GradientAttentionDistillationHead',
     'GradientAttentionLoss',
+    'GraphAttention',
+    'GraphEstimator',
     'IFVDDistillationHead',
     'IFVDLoss',
     'IdentityConnector',
@@ -168,6 +180,10 @@ __all__ = [
     'LinearConnector',
     'MGDDistillationHead',
     'MGDLoss',
+    'MHGDDistillationHead',
+    'MHGDEstimatorDistillationHead',
+    'MHGDEstimatorLoss',
+    'MHGDLoss',
     'NSTDistillationHead',
     'NSTLoss',
     'OFDDistillationHead',
@@ -224,6 +240,8 @@ __all__ = [
     'lp_loss',
     'margin_from_bn',
     'mgd_loss',
+    'mhgd_estimator_loss',
+    'mhgd_loss',
     'nst_loss',
     'ofd_loss',
     'paraphraser_loss',

@@ -83,17 +83,18 @@ def kdsvd_loss(
     layers = []
     for student, teacher in zip(students, teachers, strict=True):
         x_s, x_t = (x.flatten(2).mT for x in (student, teacher.detach()))  # (N, H*W, C)
-        left, right, weight = _main(x_t, k)
+        left, right, weight = main_vectors(x_t, k)
         own = l2n(torch.bmm(x_s.mT, left), 1) if basis == 'teacher' else _aligned(x_s, right)
         layers.append((own * weight, right * weight))
     terms = [_apart(later, earlier) for earlier, later in pairwise(layers)]
     return torch.stack(terms).sum() / len(students[0])
 
 
-def _main(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def main_vectors(x: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns left (N, H*W, k) and right (N, C, k) vectors, and their weights (N, 1, k).
 
-    What has no singular value to speak of has zeros for vectors.
+    Of maps as (N, H*W, C), the largest first. What has no singular value to speak of has zeros for
+    vectors. No gradient is meant to go through it.
     """
     exact = x.double()
     tall = x.shape[1] > x.shape[2]
