@@ -12,6 +12,7 @@ import torch
 from densekd.engine.data_checks import check_data, datasets
 from densekd.engine.generated_data import with_generated_data
 from densekd.engine.run import evaluate, is_distillation, prepare, train
+from densekd.methods.catalogue import catalogue
 from densekd.wrappers.config import load_config
 from tests.configs.test_configs import ALL, DISTILLED, ROOT, stem
 
@@ -88,3 +89,38 @@ def test_the_teacher_on_digits_sees_what_the_student_sees() -> None:
     assert cfg.model.classes == list(cfg.classes)
     last = f'work_dirs/{Path(cfg.model.teacher.model).stem}/epoch_{teacher.max_epochs}.pth'
     assert cfg.model.teacher.checkpoint == last
+
+
+@pytest.mark.parametrize('name', [m.name for m in catalogue() if 'classification' in m.tasks])
+def test_each_method_of_classifiers_has_a_config_on_digits(name: str) -> None:
+    """The digits benchmark runs them all, with the same student and mostly the same teacher."""
+    folder = f'configs/kd/{name}/classification/resnet/{name}_resnet8w8_'
+    assert [n for n in DISTILLED if n.startswith(folder) and '_digits_teacher_' in n]
+
+
+@pytest.mark.parametrize('name', [n for n in DISTILLED if '/classification/' in n], ids=stem)
+def test_the_teacher_has_a_config_on_the_same_data(name: str) -> None:
+    """It is trained by a command that the docstring gives, for as long as its checkpoint says."""
+    cfg = prepare(str(ROOT / name))
+    given = cfg.model.get('teacher') or []
+    for teacher in given if isinstance(given, list) else [given]:
+        if not isinstance(teacher.get('model'), str):
+            continue  # it is what a round before has trained
+        own = load_config(teacher.model)
+        assert own.train_dataloader.dataset == cfg.train_dataloader.dataset
+        assert own.model.data_preprocessor == cfg.model.student.data_preprocessor
+        path = Path(teacher.model).resolve().relative_to(ROOT)
+        if '://' not in teacher.checkpoint:
+            assert f'densekd train {path}' in (ROOT / name).read_text()
+            assert teacher.checkpoint.endswith(f'/epoch_{own.max_epochs}.pth')
+
+
+def test_the_attention_decays_beside_soft_labels_alone() -> None:
+    """Its weight is 0 when the training ends; by itself it stays as it is."""
+    folder = 'configs/kd/at/classification/resnet/at_resnet20_200e_cifar10_teacher_resnet56'
+    mixed = prepare(str(ROOT / f'{folder}_kd_backbone_mimic.py'))
+    schedules = [d.get('schedule') for d in mixed.model.distillers]
+    assert schedules == [dict(by='epoch', decay='linear', end=mixed.max_epochs)] * 3 + [None]
+    assert mixed.model.scale_student_loss == dict(loss_cls=0.1)
+    alone = prepare(str(ROOT / f'{folder}_max_backbone_mimic.py'))
+    assert [d.get('schedule') for d in alone.model.distillers] == [None] * 3

@@ -183,6 +183,16 @@ def test_the_names_that_are_public() -> None:
     for name in ('abloss_pretrain_backbone', 'abloss_logits'):
         path = f'classification/resnet/{name}_resnet50_resnet18_8xb32_in1k.py'
         assert f'configs/kd/ab/{path}' in ALL
+    for path in (
+        'wideresnet/ofdloss_wrn16_2_cifar10_distillation_8xb16_teacher_wrn28_4_train.py',
+        'wideresnet/ofdloss_wrn16_2_cifar100_distillation_8xb16_teacher_wrn28_4_train.py',
+        'wideresnet/ofdloss_wrn16_4_cifar100_distillation_8xb16_teacher_wrn28_4_train.py',
+        'resnet/ofdloss_res18_cifar10_distillation_8xb16_teacher_res50_train.py',
+        'resnet/ofdloss_res18_cifar100_distillation_8xb16_teacher_res50_train.py',
+        'resnet/ofdloss_res18_imagenet_distillation_8xb32_teacher_res50_train.py',
+        'resnet/ofdloss_res50_imagenet_distillation_8xb32_teacher_res152_train.py',
+    ):
+        assert f'configs/kd/ofd/classification/{path}' in ALL
 
 
 def test_the_rule_can_fail() -> None:

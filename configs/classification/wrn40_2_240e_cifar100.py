@@ -1,0 +1,14 @@
+"""WRN-40-2 by itself on CIFAR-100, 240 epochs: student or teacher of the configs in configs/kd.
+
+Command:  densekd train configs/classification/wrn40_2_240e_cifar100.py
+Expected: 75.61 top-1, published by RepDistiller.
+          Not yet run by us.
+"""
+
+_base_ = [
+    '../_base_/classification/cifar100.py',
+    '../_base_/classification/schedule_240e.py',
+]
+
+model = dict(backbone=dict(type='densekd.WideResNet', depth=40, widen_factor=2))
+train_dataloader = dict(batch_size=64)

@@ -1,0 +1,25 @@
+"""NST on CIFAR-100: WRN-16-2 by WRN-40-2, with the polynomial kernel.
+
+Commands: densekd train configs/classification/wrn40_2_240e_cifar100.py
+          densekd train CONFIG
+    with CONFIG =
+    configs/kd/nst/classification/wrn/nst_wrn16_2_240e_cifar100_teacher_wrn40_2_backbone_mimic.py
+Expected: 73.68 top-1, published by RepDistiller (student alone 73.26, teacher 75.61).
+          Not yet run by us.
+
+The last stage alone, as the authors have it; there all three are summed, with the same weight of
+50.
+"""
+
+_base_ = ['../../../../classification/wrn16_2_240e_cifar100.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillClassifier',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../classification/wrn40_2_240e_cifar100.py',
+        checkpoint='work_dirs/wrn40_2_240e_cifar100/epoch_240.pth',
+    ),
+    preset='nst',
+)

@@ -1,0 +1,27 @@
+"""OFD on CIFAR-10: ResNet-18 learns from ResNet-50, ahead of the ReLUs.
+
+Commands: densekd train configs/classification/resnet50_200e_cifar10.py
+          densekd train CONFIG
+    with CONFIG =
+    configs/kd/ofd/classification/resnet/ofdloss_res18_cifar10_distillation_8xb16_teacher_res50_train.py
+Expected: 95.41 top-1, published by GML (student alone 94.96, teacher 95.63).
+          Not yet run by us.
+
+Its own config was not published. Here taps and weights are the authors': the sums ahead of the last
+ReLUs of the stages, 1e-3 for the last and half of the next for each one before. A batch is 128
+images in one process; on 8 GPUs, as its name has it: sh tools/dist_train.sh CONFIG 8 --cfg-options
+train_dataloader.batch_size=16
+"""
+
+_base_ = ['../../../../classification/resnet18_200e_cifar10.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillClassifier',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../classification/resnet50_200e_cifar10.py',
+        checkpoint='work_dirs/resnet50_200e_cifar10/epoch_200.pth',
+    ),
+    preset='ofd',
+)

@@ -1,0 +1,27 @@
+"""Comprehensive overhaul (CO) on CIFAR-100: WRN-16-4 by WRN-40-4, ahead of the ReLUs.
+
+Commands: densekd train configs/classification/wrn40_4_100e_cifar100.py
+          densekd train CONFIG
+    with CONFIG =
+    configs/kd/ofd/classification/wrn/ofd_wrn16_4_100e_cifar100_teacher_wrn40_4_backbone_mimic.py
+Expected: no figure is published; the table of Knowledge_distillation_via_TF2.0 has an empty row for
+          it (student alone 76.25, teacher 78.59).
+          Not yet run by us.
+
+The pair is that of an earlier version of its page, the schedule that of its script. Taps and
+weights are the authors': the norms that follow the three stages, 1e-3 for the last and half of the
+next for each one before.
+"""
+
+_base_ = ['../../../../classification/wrn16_4_100e_cifar100.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillClassifier',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../classification/wrn40_4_100e_cifar100.py',
+        checkpoint='work_dirs/wrn40_4_100e_cifar100/epoch_100.pth',
+    ),
+    preset='ofd',
+)
