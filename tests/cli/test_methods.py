@@ -117,7 +117,8 @@ def test_a_card_holds_what_one_needs(method) -> None:
     for name in method.presets:
         assert f'preset={name!r}, at={PRESETS.get(name, "").at[0]!r}' in text
     assert text.splitlines()[-1].startswith('Next: densekd ')
-    assert max(map(len, text.splitlines())) < 160
+    # The last line is a command, as long as the path in it.
+    assert max(map(len, text.splitlines()[:-1])) < 160
 
 
 def test_the_card_of_pkd() -> None:
