@@ -76,9 +76,23 @@ class DistillClassifier(DistillModel):
     def check_rows(self) -> None:
         """Refuses losses that need the one class of an image where images are mixed.
 
+        And those that differentiate a teacher of which there are only the logits.
+
         Raises:
             ConfigError: Naming the loss.
         """
+        for distiller in self._distillers:
+            stored = [
+                name
+                for name in distiller.teachers
+                if name in self.teachers and isinstance(self.teachers[name].model, StoredLogits)
+            ]
+            if stored and 'input_grad' in distiller.head.needs:
+                raise ConfigError(
+                    f'distiller {distiller.key!r}: {type(distiller.head.loss).__name__} '
+                    f'differentiates the teacher {stored[0]!r}, of which there are only stored '
+                    'logits. Give the network itself.'
+                )
         if not getattr(self.data_preprocessor, 'mixes', False):
             return
         for distiller in self._distillers:

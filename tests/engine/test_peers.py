@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from densekd.core.checkpoint import read_checkpoint
 from densekd.engine.peers import export_peer
 from densekd.engine.preflight import check_before_training
-from densekd.engine.run import evaluate, train
+from densekd.engine.run import evaluate, prepare, train
 from densekd.engine.runner import latest_checkpoint
 from densekd.errors import CheckpointError, ConfigError
 from densekd.wrappers.build import build_network
@@ -21,7 +22,7 @@ from tests.engine.test_resume import go
 from tests.helpers.classifier_runs import labels_config
 from tests.helpers.classifiers import classifier
 from tests.helpers.detectors import entry
-from tests.helpers.runs import differences
+from tests.helpers.runs import differences, in_process
 
 WIDE = classifier(classes=10, base_channels=6)
 
@@ -148,3 +149,30 @@ def test_a_hook_that_would_lose_the_peers_is_refused(digits: Path, tmp_path: Pat
     ) as found:
         train(cfg, preflight=False)
     assert '\n' not in str(found.value)
+
+
+def test_a_distributed_wrapper_makes_the_same_steps(
+    digits: Path, finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It steps by itself, after which a hook moves the average; every parameter has a gradient."""
+    address = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost')
+    for key, value in address.items():
+        monkeypatch.setenv(key, value)
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        monkeypatch.setenv('MASTER_PORT', str(free.getsockname()[1]))
+
+    def distributed() -> None:
+        train(prepare(config(digits, tmp_path / 'run'), launcher='pytorch'), preflight=False)
+
+    assert in_process(distributed, tmp_path / 'log.txt') == 0, (tmp_path / 'log.txt').read_text()
+    alone = read_checkpoint(latest_checkpoint(finished.work_dir))
+    wrapped = read_checkpoint(latest_checkpoint(tmp_path / 'run'))
+    moving = wrapped['densekd']['moving']['mean']
+    assert moving['steps'] == wrapped['meta']['iter'] > 0
+    pairs = [(alone['state_dict'], wrapped['state_dict'])]
+    pairs.append((alone['densekd']['moving']['mean']['weights'], moving['weights']))
+    pairs.append((alone['densekd']['peers']['wide'], wrapped['densekd']['peers']['wide']))
+    for first, second in pairs:
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5)

@@ -138,6 +138,15 @@ def test_what_is_wrong_is_a_sentence(
     assert '\n' not in str(caught.value)
 
 
+def test_a_network_to_differentiate_is_not_in_a_file(
+    digits: Path, stored: Path, tmp_path: Path
+) -> None:
+    cfg = config(digits, tmp_path / 'run', dict(logits=str(stored)))
+    cfg.model.distillers = [entry('logits', 'Jacobian')]
+    with pytest.raises(ConfigError, match="differentiates the teacher 'teacher', of which there"):
+        check_before_training(cfg)
+
+
 def test_a_file_of_something_else(digits: Path, teacher: Any, stored: Path, tmp_path: Path) -> None:
     cfg = config(digits, tmp_path / 'run', dict(logits=teacher['checkpoint']))
     with pytest.raises(
