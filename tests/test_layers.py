@@ -49,14 +49,14 @@ def test_everything_up_to_methods_imports_without_openmmlab():
 
 
 def test_networks_and_heads_of_classifiers_do_too():
-    code = '''
+    code = """
 import sys
 import torch
 from densekd.classification.heads import GlobalPool, LinearHead
 from densekd.classification.networks import CifarResNet
 logits = LinearHead(10, 64)(GlobalPool()(CifarResNet(8)(torch.zeros(1, 3, 32, 32))[-1]))
 assert logits.shape == (1, 10)
-'''
+"""
     done = run_blocked(code)
     assert done.returncode == 0, done.stderr
 

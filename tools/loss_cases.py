@@ -662,7 +662,8 @@ def feed(sizes: Sizes) -> Problem:
 
     def formula(s: Tensor, t: Any, _: Batch) -> Tensor:
         pairs = zip(s.chunk(2, 1), t, strict=True)
-        return sum((unit(a.flatten(1)) - unit(b.flatten(1))).abs().mean() for a, b in pairs) / 2
+        apart = [(unit(a.flatten(1)) - unit(b.flatten(1))).abs().mean() for a, b in pairs]
+        return torch.stack(apart).mean()
 
     teachers = [sizes.normal(n, c, h, w) for _ in range(2)]
     return Problem(build('FEEDLoss'), sizes.student(n, 2 * c, h, w), teachers, formula)
@@ -755,7 +756,7 @@ def mhgd_estimator(sizes: Sizes) -> Problem:
     """L = mean 1 - cos(estimate, V), of what the attention has seen."""
     loss: Any = bound_to_stages(sizes, 'MHGDEstimatorLoss').eval()
 
-    def formula(s: list[Tensor], t: list[Tensor], _: Batch) -> Tensor:
+    def formula(s: list[Tensor], t: list[Tensor], batch: Batch) -> Tensor:
         (a, _), (b, target) = (main_vectors(*pair) for pair in zip(s, t, strict=True))
         attention, estimator = loss.attention[0], loss.estimators[0]
         x, r = attention.sender(b), attention.receiver(a)

@@ -181,7 +181,7 @@ def test_what_a_round_says_wins(digits: Path, tmp_path: Path) -> None:
         ([dict(plain=True)], r"rounds\[0\]: a round needs a 'name'"),
         ([dict(name='a')], r'rounds\[0\]: there is no teacher yet. Give plain=True'),
         ([dict(name='a', plain=True), dict(name='a')], "the name 'a' is used twice"),
-        ([dict(name='a', plian=True)], "no key 'plian'. Did you mean 'plain'"),
+        ([dict(name='a', plaim=True)], "no key 'plaim'. Did you mean 'plain'"),
         ([dict(name='a', plain=True, take='bets')], "there is no 'bets'. Did you mean 'best'"),
         ([dict(name='a', plain=True, preset='kd', distillers=[])], 'preset or distillers'),
         ([dict(name='a', plain=True, train_cfg=3)], r'rounds\[0\].train_cfg: a dict is needed'),
