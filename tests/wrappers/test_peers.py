@@ -330,7 +330,7 @@ FROZEN = dict(model=classifier(), untrained=True)
         (dict(preset='kd', peers=['b']), r'peers\[0\]: a dict is needed'),
         (dict(preset='kd', peers=[dict(model=MODEL)]), r"peers\[0\]: a 'name' of letters"),
         (dict(preset='kd', peers=[dict(name='b')]), r'peers\[0\]: give model=… .* or ema='),
-        (dict(preset='kd', peers=[dict(name='b', modell=MODEL)]), "no key 'modell'. Did you mean"),
+        (dict(preset='kd', peers=[dict(name='b', models=MODEL)]), "no key 'models'. Did you mean"),
         (dict(preset='kd', peers=[dict(name='student', ema=0.9)]), "name 'student' is used"),
         (dict(preset='kd', peers=[dict(name='items', ema=0.9)]), "name 'items' is used already"),
         (dict(preset='dml', peers=[TWO[0], TWO[0]]), r"peers\[1\]: the name 'b' is used already"),
