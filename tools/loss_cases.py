@@ -669,6 +669,17 @@ def feed(sizes: Sizes) -> Problem:
     return Problem(build('FEEDLoss'), sizes.student(n, 2 * c, h, w), teachers, formula)
 
 
+@case('LSLLoss', 'vectors of 64 images', 3, 'gradient, both standardised')
+def lsl(sizes: Sizes) -> Problem:
+    """L = mean (y_s - y_t)^2, of each dimension's mean 0 and variance 1."""
+
+    def formula(s: Tensor, t: Tensor, _: Batch) -> Tensor:
+        y_s, y_t = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() for x in (s, t))
+        return ((y_s - y_t) ** 2).mean()
+
+    return maps(sizes, sizes.vectors, 'LSLLoss', formula)
+
+
 # Gradients with respect to the images
 
 

@@ -58,6 +58,15 @@ from densekd.methods.feature.ft import (
     paraphraser_loss,
 )
 from densekd.methods.feature.kdsvd import KDSVDDistillationHead, KDSVDLoss, kdsvd_loss
+from densekd.methods.feature.lsl import (
+    LayerSelector,
+    LSLDistillationHead,
+    LSLLoss,
+    ProjectionConnector,
+    class_likeness,
+    layer_likeness,
+    lsl_loss,
+)
 from densekd.methods.feature.mgd import MGDDistillationHead, MGDLoss, mgd_loss
 from densekd.methods.feature.nst import NSTDistillationHead, NSTLoss, nst_loss
 from densekd.methods.feature.ofd import OFDDistillationHead, OFDLoss, margin_from_bn, ofd_loss
@@ -177,6 +186,9 @@ __all__ = [
     'KDQFLLoss',
     'KDSVDDistillationHead',
     'KDSVDLoss',
+    'LSLDistillationHead',
+    'LSLLoss',
+    'LayerSelector',
     'LinearConnector',
     'MGDDistillationHead',
     'MGDLoss',
@@ -194,6 +206,7 @@ __all__ = [
     'PKTLoss',
     'Paraphraser',
     'ParaphraserConnector',
+    'ProjectionConnector',
     'RKDDistillationHead',
     'RKDLoss',
     'SKDPairwiseDistillationHead',
@@ -219,6 +232,7 @@ __all__ = [
     'bounded_regression_loss',
     'build',
     'cc_loss',
+    'class_likeness',
     'cwd_loss',
     'dist_loss',
     'dkd_loss',
@@ -237,7 +251,9 @@ __all__ = [
     'kd_loss',
     'kd_qfl_loss',
     'kdsvd_loss',
+    'layer_likeness',
     'lp_loss',
+    'lsl_loss',
     'margin_from_bn',
     'mgd_loss',
     'mhgd_estimator_loss',

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
-from tests.methods.reference_relation import Row, channels, dot, svd, unit
+from tests.methods.reference_relation import Row, channels, dot, minus, svd, unit
 
 
 def softmax(row: Row) -> Row:
@@ -66,3 +67,33 @@ def estimates(
                 seen.append(sum(w * v[k] for w, v in zip(weights, values, strict=True)))
         found.append([dot(row, seen) + b for row, b in zip(out, shift, strict=True)])
     return found
+
+
+# LSL
+
+
+def lsl(student: list[Row], teacher: list[Row], eps: float) -> float:
+    total, count = 0.0, len(student)
+    for d in range(len(student[0])):
+        sides = []
+        for side in (student, teacher):
+            column = [row[d] for row in side]
+            mean = sum(column) / count
+            variance = sum((x - mean) ** 2 for x in column) / count
+            sides.append([(x - mean) / math.sqrt(variance + eps) for x in column])
+        total += sum((a - b) ** 2 for a, b in zip(*sides, strict=True))
+    return total / (count * len(student[0]))
+
+
+def class_likeness(means: list[Row]) -> float:
+    pairs = list(itertools.permutations(means, 2))
+    return sum(dot(unit(a), unit(b)) for a, b in pairs) / len(pairs)
+
+
+def layer_likeness(first: list[Row], second: list[Row]) -> float:
+    grams = []
+    for means in (first, second):
+        mean = [sum(column) / len(means) for column in zip(*means, strict=True)]
+        apart = [minus(row, mean) for row in means]
+        grams.append([dot(a, b) for a in apart for b in apart])
+    return dot(unit(grams[0]), unit(grams[1]))

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from densekd.core.batch import Batch
 from densekd.core.taps import Place, Tap
-from densekd.methods import MHGDEstimatorLoss, MHGDLoss, mhgd_estimator_loss, mhgd_loss
+from densekd.methods import (
+    MHGDEstimatorLoss,
+    MHGDLoss,
+    class_likeness,
+    layer_likeness,
+    lsl_loss,
+    mhgd_estimator_loss,
+    mhgd_loss,
+)
 from tests.methods import reference_graph as reference
 from tests.methods.test_reference import Shape, check, random, sizes
 
@@ -86,3 +94,21 @@ def test_from_maps_to_the_loss(kind: type, moved: int) -> None:
         return total
 
     check(lambda x: loss.compute(given(x), teachers, Batch()), slow, students[moved])
+
+
+@pytest.mark.parametrize('eps', [1e-5, 0.5])
+@sizes(VECTORS, (5, 3))
+def test_lsl(shape: Shape, seed: int, eps: float) -> None:
+    s, t = random(*shape, seed=seed), random(*shape, seed=seed + 1)
+    check(lambda x: lsl_loss(x, t, eps), lambda x: reference.lsl(x.tolist(), t.tolist(), eps), s)
+
+
+@sizes(VECTORS, (4, 3))
+def test_likeness(shape: Shape, seed: int) -> None:
+    first, second = random(*shape, seed=seed), random(shape[0], 5, seed=seed + 1)
+    check(class_likeness, lambda x: reference.class_likeness(x.tolist()), first)
+    check(
+        lambda x: layer_likeness(x, second),
+        lambda x: reference.layer_likeness(x.tolist(), second.tolist()),
+        first,
+    )
