@@ -255,7 +255,8 @@ class LayerSelector:
             return sum(alone[name] for name in chosen) / count + mean
 
         scores = {chosen: score(chosen) for chosen in combinations(names, count)}
-        return list(min(scores, key=scores.__getitem__))
+        best = min(scores, key=scores.__getitem__)
+        return list(best)
 
 
 @LOSSES.register
