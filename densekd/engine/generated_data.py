@@ -27,7 +27,12 @@ VOC_SIZE = (375, 500)
 
 
 def with_generated_data(
-    cfg: Any, root: Path, images: int = 4, size: tuple[int, int] | None = None, seed: int = 0
+    cfg: Any,
+    root: Path,
+    images: int = 4,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    splits: tuple[str, ...] = ('train', 'val', 'test'),
 ) -> Any:
     """Returns a config that reads generated images, in the format of its own data sets.
 
@@ -38,13 +43,14 @@ def with_generated_data(
         size: Their height and width, and what pipelines resize to; by default what the format
             usually has, and what the config says.
         seed: Seed of what is drawn on them.
+        splits: Of which dataloaders; the others are left as they are.
 
     Raises:
         ConfigError: If a data set's format is none that can be generated.
     """
     cfg = copy.deepcopy(cfg)
     of_masks = cfg.get('default_scope') == 'mmseg'
-    for number, (key, dataset) in enumerate(datasets(cfg)):
+    for number, (key, dataset) in enumerate(datasets(cfg, splits)):
         folder = root / f'{key}_{number}'
         if labelled_dataset(dataset) is not None:
             read_generated(dataset, cfg, key, folder, images, size, seed)

@@ -93,10 +93,11 @@ def check(
     ):
         images = _batch_size(cfg) if full_size else 1
         size = None if full_size else SMALL
-        generated = with_generated_data(cfg, Path(folder) / 'few', images, size)
+        only = ('train',)  # a thousand folders of a class take seconds, and one step reads few
+        generated = with_generated_data(cfg, Path(folder) / 'few', images, size, splits=only)
         model = build_model(generated)
         if (fewest := _fewest(model)) > max(images, 2):  # some data comes in twos anyway
-            generated = with_generated_data(cfg, Path(folder) / 'more', fewest, size)
+            generated = with_generated_data(cfg, Path(folder) / 'more', fewest, size, splits=only)
         if isinstance(model, DistillModel):
             model.take_over(handed or {})
         data = first_batch(generated)
