@@ -1,14 +1,15 @@
 """LSL: layers that are chosen by what they tell classes apart by, aligned in a space of their own.
 
 Paper: Li, Lin, Chen, Chiang: Layer-Level Knowledge Distillation for Deep Neural Network Learning.
-    Applied Sciences 2019. https://doi.org/10.3390/app9101966
+    Applied Sciences 2019.
 Reads: the ends of stages (`backbone.cN`) or other layers, those that a `LayerSelector` chooses.
 Stages: one; the layers are chosen before it, in one pass of the teacher.
 Tasks: classification.
 
 No code of the authors is public, and of their normalisations only the abstract's words are known
-here: which layers, by two Gram matrices (`LayerSelector`), and a projection of each side to vectors
-that are aligned (`lsl_loss`). What is ours is said where it stands.
+here: which layers, by a layered inter-class and an inter-layered Gram matrix (`LayerSelector`), and
+a projection of each side to vectors that are aligned (`lsl_loss`). What is ours is said where it
+stands.
 """
 
 from __future__ import annotations
@@ -133,13 +134,15 @@ def layer_likeness(
 
 
 class LayerSelector:
-    """Chooses layers of a teacher that tell classes apart, and that differ from each other.
+    """Chooses layers of a network that tell classes apart, and that differ from each other.
 
     It takes the choice of so many layers of which this is least:
 
         mean over layers of class_likeness + mean over pairs of layers of layer_likeness
 
-    It sees the mean of each class at each layer, of pooled maps, from a pass over some data.
+    It sees the mean of each class at each layer, of pooled maps, from a pass over some data. The
+    paper determines layers of both networks; that the teacher's are chosen, and paired with the
+    student's of the same depth, is ours.
 
     Example:
         >>> selector = LayerSelector()
