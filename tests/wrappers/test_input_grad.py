@@ -163,13 +163,14 @@ def test_nobody_else_pays_for_it(preset: str) -> None:
         first = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
 
         def note(module: Any, args: Any, output: Tensor, side: str = side) -> None:
-            seen[side] = args[0].requires_grad, output.requires_grad
+            enabled = torch.is_grad_enabled()
+            seen[side] = args[0].requires_grad, output.requires_grad, enabled
 
         first.register_forward_hook(note)
     model.train()
     model(**small(model), mode='loss')
     pays = preset == 'jacobian'
-    assert seen == {'student': (pays, True), 'teacher': (pays, pays)}
+    assert seen == {'student': (pays, True, True), 'teacher': (pays, pays, pays)}
 
 
 @both
