@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip('mmdet')
 
+import projects.digits_benchmark.cost as cost
 import projects.digits_benchmark.run as bench
 import projects.digits_benchmark.table as table
 
@@ -214,3 +215,25 @@ def test_logs_hold_no_times(tmp_path):
     table.write_log(tmp_path, tmp_path / 'logs' / 'a.jsonl')
     written = json.loads((tmp_path / 'logs' / 'a.jsonl').read_text())
     assert written == {'loss': 0.33333, 'step': 50, 'epoch': 1}
+
+
+def test_a_ratio_is_the_median_of_those_by_round():
+    times = {'plain': [1.0, 10.0, 2.0], 'pkd': [1.5, 12.0, 4.0]}
+    assert cost.ratios(times) == {'plain': 1.0, 'pkd': 1.5}
+    assert doctest.testmod(cost).failed == 0
+
+
+def test_an_iteration_of_each_arm_is_measured(tmp_path, monkeypatch, capsys):
+    from densekd.cli.demo_steps import find_recipe
+    from densekd.datasets import make_digits
+
+    monkeypatch.syspath_prepend(str(Path(cost.__file__).parent))
+    data = make_digits(tmp_path / 'digits', train=24, val=1, test=1, progress=False)
+    teacher = bench.untrained(find_recipe('retinanet', 'pkd').teacher, tmp_path, 0)
+    (tmp_path / 'result.json').write_text(json.dumps({'checkpoint': teacher.name}))
+    given = ['--teacher', tmp_path, '--data', data, '--results', tmp_path / 'out']
+    assert cost.main([*map(str, given), '--methods', 'pkd', '--rounds', '2']) == 0
+    written = (tmp_path / 'out' / 'retinanet_cost.md').read_text()
+    rows = [line.split(' | ') for line in written.splitlines()[2:]]
+    assert [row[0] for row in rows] == ['| plain', '| pkd'] and written in capsys.readouterr().out
+    assert rows[0][2] == '1.00 |' and all(float(row[1]) > 0 for row in rows)
