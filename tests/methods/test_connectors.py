@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from densekd.methods import (
     PKDDistillationHead,
     TeacherModule,
 )
-from densekd.registry import HEADS
+from densekd.registry import HEADS, LOSSES
 from tests.methods.samples import sample
 
 
@@ -132,21 +133,27 @@ def test_each_level_of_a_list_has_its_own() -> None:
 OWN = [name for name in sorted(HEADS) if name != 'DistillationHead']
 
 
-def both_sides(name: str, connector: object) -> dict[str, object]:
-    """Returns what puts a connector in the place of each that the head has by itself."""
+def built(name: str, connector: object) -> DistillationHead:
+    """Returns a head with a connector in the place of each that it has by itself."""
+    kind = HEADS.get(name, 'here')
     sides = ['stu_connector']
-    if HEADS.get(name, 'here').default_tea_connector is not None:
+    if kind.default_tea_connector is not None:
         sides.append('tea_connector')
-    return dict.fromkeys(sides, connector)
+    loss = kind.default_loss
+    if 'untrained' in inspect.signature(LOSSES.get(loss['type'], 'here')).parameters:
+        loss = {**loss, 'untrained': True}
+    cfg = {'type': name, 'loss': loss, **dict.fromkeys(sides, connector)}
+    return HEADS.build(cfg, 'here')
 
 
 @pytest.mark.parametrize('connector', ['IdentityConnector', {'type': 'IdentityConnector'}])
 @pytest.mark.parametrize('name', OWN)
 def test_the_identity_switches_a_heads_connector_off(name: str, connector: object) -> None:
-    bare = HEADS.build({'type': name, **both_sides(name, connector)}, 'here')
+    bare = built(name, connector)
     assert type(bare.stu_connector) is IdentityConnector
     given = sample(bare.loss)
     bare.bind(*given.places)
+    bare.eval()  # without dropout
     assert not bare.stu_connector.state_dict()
     alone = DistillationHead(loss=bare.loss)
     values = given.student, given.teacher, given.batch
@@ -156,14 +163,15 @@ def test_the_identity_switches_a_heads_connector_off(name: str, connector: objec
 @pytest.mark.parametrize('name', OWN)
 @pytest.mark.parametrize('side', ['stu_connector', 'tea_connector'])
 def test_the_identity_is_refused_between_channels_that_are_compared(name: str, side: str) -> None:
-    head = HEADS.build({'type': name, **both_sides(name, 'IdentityConnector')}, 'here')
+    head = built(name, 'IdentityConnector')
     if side == 'tea_connector':
         head.stu_connector, head.tea_connector = None, head.stu_connector
     places = sample(head.loss, wider=2).places
-    if not head.loss.compares_channels:
+    own, other = (p.channels for p in places)
+    # Gradients with respect to the image have its channels, whatever is tapped.
+    if not head.loss.compares_channels or own == other:
         head.bind(*places)
         return
-    own, other = (p.channels for p in places)
     message = f'{name}: IdentityConnector leaves the student {own} channels at .sample. and the '
     with pytest.raises(ShapeError, match=f'{message}teacher {other} .*ConvConnector'):
         head.bind(*places)

@@ -307,9 +307,11 @@ def test_a_conv_modules_norm_is_copied_before_its_activation() -> None:
 
 def test_a_shared_head_runs_once_a_level() -> None:
     from mmdet.models.dense_heads import RetinaHead
+    from mmengine.registry import DefaultScope
 
     torch.manual_seed(0)
-    head = RetinaHead(3, 8, stacked_convs=1, feat_channels=8)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = RetinaHead(3, 8, stacked_convs=1, feat_channels=8)
     levels = [torch.randn(1, 8, s, s + 1) for s in (8, 4, 2, 2, 2)]
     with Taps(head, {'all': Tap('retina_cls', call='all'), 'last': Tap('retina_cls')}) as taps:
         scores, _ = head(levels)
