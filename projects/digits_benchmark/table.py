@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """Returns a row an arm: mean, spread, values by seed, wins, and the share of the gap recovered.
 
-    The share is that of the means: a mean of shares would be ruled by the seed whose gap is the
-    smallest. An arm wins at a seed where it is above the plain student of that seed; its gain is
-    the mean of these differences, with half the width of its 95% interval (Student's t).
+    The share is that of the means, over the arm's own seeds: a mean of shares would be ruled by the
+    seed whose gap is the smallest. An arm wins at a seed where it is above the plain student of
+    that seed; its gain is the mean of these differences, with half the width of its 95% interval
+    (Student's t).
 
     Args:
         runs: What each run scored.
@@ -46,10 +47,7 @@ def summarise(
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
     for run in runs:
         by_arm.setdefault(run['arm'], {})[run['seed']] = run
-    means = {
-        arm: statistics.fmean(run[score] for run in of_arm.values())
-        for arm, of_arm in by_arm.items()
-    }
+    means = {arm: mean_of(of_arm, score) for arm, of_arm in by_arm.items()}
     rows = []
     for arm in sorted(by_arm, key=lambda arm: _place(arm, means[arm])):
         of_arm = by_arm[arm]
@@ -58,7 +56,9 @@ def summarise(
         differences = [values[s] - plain[s] for s in values if s in plain and arm != 'plain']
         share = math.nan
         if {'teacher', 'plain'} <= means.keys() and arm not in ('teacher', 'plain'):
-            share = gap_recovered(means['teacher'], means['plain'], means[arm])
+            # An arm of fewer seeds is compared with the teacher and the student of these.
+            ends = (mean_of(by_arm[end], score, of_arm) for end in ('teacher', 'plain'))
+            share = gap_recovered(*ends, means[arm])
         rows.append(
             {
                 'arm': arm,
@@ -74,6 +74,20 @@ def summarise(
             }
         )
     return rows
+
+
+def mean_of(
+    of_arm: Mapping[int, Mapping[str, Any]], score: str, seeds: Collection[int] | None = None
+) -> float:
+    """Returns an arm's mean score over seeds, or over all of its own if it lacks one of these.
+
+    Example:
+        >>> of_arm = {0: {'mAP': 0.2}, 1: {'mAP': 0.4}}
+        >>> mean_of(of_arm, 'mAP', [1]), round(mean_of(of_arm, 'mAP', [1, 7]), 2)
+        (0.4, 0.3)
+    """
+    kept = seeds if seeds is not None and set(seeds) <= of_arm.keys() else of_arm
+    return statistics.fmean(of_arm[seed][score] for seed in kept)
 
 
 def _place(arm: str, mean: float) -> tuple[int, float]:

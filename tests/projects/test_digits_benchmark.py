@@ -46,6 +46,12 @@ def test_the_gap_is_that_of_the_means():
     assert rows['teacher']['gap_recovered'] is None and rows['plain']['gap_recovered'] is None
 
 
+def test_the_gap_of_an_arm_of_fewer_seeds_is_that_of_these_seeds():
+    few = [run for run in runs(VALUES) if run['arm'] != 'pkd' or run['seed'] == 1]
+    rows = {row['arm']: row for row in table.summarise(few)}
+    assert rows['pkd']['gap_recovered'] == pytest.approx((0.40 - 0.20) / (0.50 - 0.20))
+
+
 def test_a_win_is_counted_against_the_same_seed_and_a_tie_is_none():
     rows = {row['arm']: row for row in table.summarise(runs(VALUES))}
     assert rows['pkd']['wins'] == 2
