@@ -63,22 +63,31 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     return times
 
 
-def stepping(config: Path, options: Mapping[str, Any]) -> Callable[[], None]:
-    """Returns a function that runs a config's next iteration, as its runner would."""
+def built(config: Path, options: Mapping[str, Any], seed: int = 0) -> tuple[Any, Any]:
+    """Returns a config's runner, its model in training mode, and the config.
+
+    The student has the weights that it begins its training with.
+    """
     from tempfile import mkdtemp
 
     from densekd.engine.run import prepare
     from densekd.engine.runner import DistillRunner
 
-    cfg = prepare(config, mkdtemp(), {**options, 'log_level': 'ERROR', 'randomness.seed': 0})
+    cfg = prepare(config, mkdtemp(), {**options, 'log_level': 'ERROR', 'randomness.seed': seed})
     runner = DistillRunner.from_cfg(cfg)
     runner._init_model_weights()
-    model: Any = runner.model.train()
+    runner.model.train()
+    return runner, cfg
+
+
+def stepping(config: Path, options: Mapping[str, Any]) -> Callable[[], None]:
+    """Returns a function that runs a config's next iteration, as its runner would."""
+    runner, cfg = built(config, options)
     optimiser = runner.build_optim_wrapper(cfg.optim_wrapper)
     batches = iter(runner.build_dataloader(cfg.train_dataloader, seed=0))
 
     def step() -> None:
-        model.train_step(next(batches), optimiser)
+        runner.model.train_step(next(batches), optimiser)
 
     return step
 
