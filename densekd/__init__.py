@@ -1,7 +1,8 @@
 """densekd: distillation for dense prediction.
 
 A distiller taps one place in the student and one in the teacher, sends each through a connector,
-and compares them with a loss. Importing this package needs torch alone.
+and compares them with a loss. Importing this package needs torch alone, and so does a training loop
+of one's own with `Distiller` and `Distillers`.
 """
 
 from typing import Any
@@ -13,6 +14,8 @@ _LAZY = {
     'DistillClassifier': 'densekd.wrappers.classifier',
     'DistillDetector': 'densekd.wrappers.detector',
     'DistillSegmentor': 'densekd.wrappers.segmentor',
+    'Distiller': 'densekd.core.distiller',
+    'Distillers': 'densekd.core.loop',
 }
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from densekd.core.batch import FIELDS, Batch
-from densekd.core.head import DistillationHead
+from densekd.core.head import DistillationHead, DistillLoss
 from densekd.core.ops import zero_like_loss
 from densekd.core.schedule import Schedule
-from densekd.core.taps import Tap, Taps, Value, tensors
-from densekd.errors import ConfigError, DenseKDError
+from densekd.core.taps import Place, Tap, Taps, Value, parse_tap, tensors
+from densekd.errors import ConfigError, DenseKDError, ShapeError, TapError
 
 
 class Distiller(nn.Module):
     """One comparison between a place in the student and a place in the teacher.
 
     Args:
-        head: The head, built and bound.
-        student: The student's tap, or a list of them.
+        head: The head, built.
+        student: The student's tap, or a list of them. A string is the path of a module, whose
+            output is read; a dict has `Tap`'s arguments.
         teacher: The teacher's, likewise.
         key: The name of the term, without `distill.loss_`: level and name.
         teachers: Names of the teachers to read; with several, the loss gets a list.
@@ -30,34 +32,42 @@ class Distiller(nn.Module):
         learner: Name of the network that it teaches, if that is not the student but a peer.
 
     Raises:
-        ConfigError: If there is nothing to train with that learning rate, or before the student.
+        ConfigError: If there is no head, or nothing to train with that learning rate, or before the
+            student.
+        TapError: If a tap is neither of these.
     """
 
     def __init__(
         self,
         head: DistillationHead,
-        student: Tap | Sequence[Tap],
-        teacher: Tap | Sequence[Tap],
-        key: str,
+        student: Any,
+        teacher: Any,
+        key: str = '',
         teachers: Sequence[str] = ('teacher',),
         schedule: Schedule | None = None,
         lr_mult: float = 1.0,
         learner: str = 'student',
     ) -> None:
         super().__init__()
-        self.head = head
-        self.student = student
-        self.teacher = teacher
+        self.head = _checked(head)
+        self.student = _parsed(student, 'student')
+        self.teacher = _parsed(teacher, 'teacher')
         self.key = key
         self.teachers = tuple(teachers)
         self.schedule = schedule or Schedule()
         self.lr_mult = lr_mult
         self.learner = learner
-        self._refuse_idle()
+        self.refuse_idle()
 
-    def _refuse_idle(self) -> None:
-        if next(self.parameters(), None) is not None:
-            return
+    def refuse_idle(self) -> None:
+        """Refuses what is for connectors that train, where there are none.
+
+        Raises:
+            ConfigError: Naming it.
+        """
+        waits = not self.head.bound and (self.head.stu_connector or self.head.tea_connector)
+        if waits or next(self.parameters(), None) is not None:
+            return  # what waits has its parameters when it is bound
         for name, given in (
             ('lr_mult', self.lr_mult != 1.0),
             ('schedule.connectors_first', self.schedule.connectors_first > 0),
@@ -144,6 +154,28 @@ class Distiller(nn.Module):
         return sum((p[:0].sum() if p.dim() else p * 0 for p in self.parameters()), zero)
 
 
+def _checked(head: Any) -> DistillationHead:
+    if isinstance(head, DistillationHead):
+        return head
+    if isinstance(head, DistillLoss):
+        raise ConfigError(
+            f'distiller: {type(head).__name__} is a loss, and a distiller needs a head around it. '
+            'Write DistillationHead(loss=…).'
+        )
+    raise ConfigError(
+        'distiller: a built head is needed, such as densekd.methods.PKDDistillationHead(), not '
+        f'{head!r}. densekd.methods.build makes one from a config.'
+    )
+
+
+def _parsed(given: Any, side: str) -> Tap | list[Tap]:
+    if not isinstance(given, (list, tuple)):
+        return parse_tap(given, {}, f'distiller.{side}')
+    if not given:
+        raise TapError(f'distiller.{side}: the list is empty.')
+    return [parse_tap(one, {}, f'distiller.{side}') for one in given]
+
+
 def check_needs(distillers: Sequence[Distiller], offered: Sequence[str], wrapper: str) -> None:
     """Refuses a loss that needs what the wrapper can't supply.
 
@@ -178,3 +210,60 @@ def term_key(level: str, name: str, taken: Mapping[str, Any]) -> str:
     raise ConfigError(
         f'distillers: the name {name!r} is used twice; give each head a name of its own.'
     )
+
+
+def method_name(head: DistillationHead) -> str:
+    """Returns the name of a head's method, in small letters.
+
+    Example:
+        >>> from densekd.methods import PKDDistillationHead
+        >>> method_name(PKDDistillationHead())
+        'pkd'
+    """
+    name = type(head).__name__.removesuffix('DistillationHead') or type(head.loss).__name__
+    return name.removesuffix('Loss').lower()
+
+
+def joined(places: Sequence[Place]) -> Place:
+    """Returns several places as one that gives all their tensors."""
+    return replace(
+        places[0],
+        shapes=tuple(shape for p in places for shape in p.shapes),
+        strides=tuple(stride for p in places for stride in p.strides),
+    )
+
+
+def check_pairing(student: Place, teacher: Place, where: str, head: DistillationHead) -> None:
+    """Refuses two places that give unlike numbers of tensors, or maps of unlike strides.
+
+    Raises:
+        ShapeError: Naming both places.
+    """
+    if head.loss.ensemble and len(student.shapes) == 1:
+        # One place in the student, against the same in each of several teachers.
+        count = len(teacher.shapes)
+        student = replace(student, shapes=student.shapes * count, strides=student.strides * count)
+    if len(student.shapes) != len(teacher.shapes):
+        raise ShapeError(
+            f'{where}: the student gives {len(student.shapes)} tensors at '
+            f'{student.tap.label!r} and the teacher {len(teacher.shapes)} at '
+            f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
+        )
+    _refuse_tokens(student, teacher, where)
+    for s, t in zip(student.strides, teacher.strides, strict=True):
+        if s is None or t is None or s == t:
+            continue
+        ratio = max(max(a / b, b / a) for a, b in zip(s, t, strict=True))
+        if ratio > 2.001 or head.loss.align in (None, 'strict'):
+            raise ShapeError(
+                f"{where}: the student's {student.tap.label!r} has stride {s[0]:g} and the "
+                f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
+                f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
+            )
+
+
+def _refuse_tokens(student: Place, teacher: Place, where: str) -> None:
+    for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True)):
+        if {len(s), len(t)} == {3, 4}:
+            place, who = (student, 'student') if len(s) == 3 else (teacher, 'teacher')
+            raise ShapeError(f"{where}: the {who}'s {place.tap.label!r}: {place.as_tokens(i)}")

@@ -240,6 +240,11 @@ class DistillationHead(nn.Module):
         self.loss.align = how
 
     @property
+    def bound(self) -> bool:
+        """Whether its connectors have been built for two places."""
+        return self._bound
+
+    @property
     def reads_student(self) -> bool:
         """Whether the student is compared; without, a connector learns of the teacher alone."""
         connector: Any = self.tea_connector

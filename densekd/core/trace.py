@@ -64,8 +64,34 @@ def trace(
     """
     parameter = next(model.parameters(), torch.zeros(()))
     image = torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
+    return find(model, taps, lambda: forward(model, image), size)
+
+
+def find(
+    model: nn.Module,
+    taps: Mapping[Any, Tap],
+    run: Callable[[], Any],
+    size: tuple[int, int] | None = None,
+) -> dict[Any, Place]:
+    """Returns the place of each tap, from one pass of the caller's.
+
+    Args:
+        model: The network.
+        taps: The taps, by any key.
+        run: Runs the network.
+        size: Height and width of the images that it runs on; None if they are no images, and then
+            nothing has a stride.
+
+    Raises:
+        TapError: If a place does not exist, or never runs.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> find(net, {'a': Tap('')}, lambda: net(torch.zeros(5, 2)))['a'].channels
+        3
+    """
     with undisturbed(model), Taps(model, taps, size=size) as reading:
-        forward(model, image)
+        run()
     places = {}
     for key, tap in taps.items():
         found = tensors(reading[key])
@@ -79,8 +105,8 @@ def trace(
     return places
 
 
-def _stride(x: Tensor, size: tuple[int, int]) -> tuple[float, float] | None:
-    if x.dim() != 4 or not x.shape[-2] or not x.shape[-1]:
+def _stride(x: Tensor, size: tuple[int, int] | None) -> tuple[float, float] | None:
+    if size is None or x.dim() != 4 or not x.shape[-2] or not x.shape[-1]:
         return None
     return size[0] / x.shape[-2], size[1] / x.shape[-1]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from densekd.core.distiller import Distiller, term_key
+from densekd.core.distiller import Distiller, check_pairing, joined, method_name, term_key
 from densekd.core.head import DistillationHead
 from densekd.core.schedule import Schedule, build_schedule
 from densekd.core.taps import Place, Tap, parse_tap, resolve
 from densekd.core.teacher import Teacher
 from densekd.core.trace import TRACE_SIZE, trace
-from densekd.errors import ConfigError, ShapeError, did_you_mean
+from densekd.errors import ConfigError, did_you_mean
 from densekd.wrappers.peers import Partner
 from densekd.wrappers.regions import check_stages
 
@@ -63,7 +63,7 @@ class Wire:
             for name in self.teachers
             for i in range(len(self.teacher))
         ]
-        return _joined(student), _joined(teacher)
+        return joined(student), joined(teacher)
 
     def build(self, taken: Mapping[str, Any]) -> Distiller:
         """Binds the head to its places and returns the distiller.
@@ -76,7 +76,7 @@ class Wire:
             ConfigError: If its name is taken.
         """
         student, teacher = self.places
-        _check_pairing(student, teacher, self.where, self.head)
+        check_pairing(student, teacher, self.where, self.head)
         self.head.bind(student, teacher)
         name = self.head.name or _default_name(self.head, self.student, self.learner)
         return Distiller(
@@ -261,51 +261,11 @@ def parts_of(taps: Mapping[Any, Tap]) -> frozenset[str]:
 
 
 def _default_name(head: DistillationHead, taps: Sequence[Tap], learner: str) -> str:
-    method = type(head).__name__.removesuffix('DistillationHead') or type(head.loss).__name__
-    method = method.removesuffix('Loss').lower()
+    method = method_name(head)
     if len(taps) == 1:
         label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
         method = f'{method}_{label}'
     return method if learner == 'student' else f'{method}_{learner}'
-
-
-def _joined(places: Sequence[Place]) -> Place:
-    return replace(
-        places[0],
-        shapes=tuple(shape for p in places for shape in p.shapes),
-        strides=tuple(stride for p in places for stride in p.strides),
-    )
-
-
-def _check_pairing(student: Place, teacher: Place, where: str, head: DistillationHead) -> None:
-    if head.loss.ensemble and len(student.shapes) == 1:
-        # One place in the student, against the same in each of several teachers.
-        count = len(teacher.shapes)
-        student = replace(student, shapes=student.shapes * count, strides=student.strides * count)
-    if len(student.shapes) != len(teacher.shapes):
-        raise ShapeError(
-            f'{where}: the student gives {len(student.shapes)} tensors at '
-            f'{student.tap.label!r} and the teacher {len(teacher.shapes)} at '
-            f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
-        )
-    _refuse_tokens(student, teacher, where)
-    for s, t in zip(student.strides, teacher.strides, strict=True):
-        if s is None or t is None or s == t:
-            continue
-        ratio = max(max(a / b, b / a) for a, b in zip(s, t, strict=True))
-        if ratio > 2.001 or head.loss.align in (None, 'strict'):
-            raise ShapeError(
-                f"{where}: the student's {student.tap.label!r} has stride {s[0]:g} and the "
-                f"teacher's {teacher.tap.label!r} stride {t[0]:g}; "
-                f'{type(head.loss).__name__} compares cell by cell. Pair places of equal stride.'
-            )
-
-
-def _refuse_tokens(student: Place, teacher: Place, where: str) -> None:
-    for i, (s, t) in enumerate(zip(student.shapes, teacher.shapes, strict=True)):
-        if {len(s), len(t)} == {3, 4}:
-            place, who = (student, 'student') if len(s) == 3 else (teacher, 'teacher')
-            raise ShapeError(f"{where}: the {who}'s {place.tap.label!r}: {place.as_tokens(i)}")
 
 
 def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:
