@@ -21,7 +21,7 @@ from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps
 from densekd.core.teacher import Teacher
 from densekd.core.trace import TRACE_SIZE
-from densekd.errors import CheckpointError, ConfigError, ShapeError, did_you_mean
+from densekd.errors import CheckpointError, ConfigError, did_you_mean
 from densekd.registry import PRESETS
 from densekd.wrappers.build import build_network, build_teachers, check_distillers, model_config
 from densekd.wrappers.classes import (
@@ -31,6 +31,7 @@ from densekd.wrappers.classes import (
     refuse_disjoint,
     with_columns,
 )
+from densekd.wrappers.inherit import inherited
 from densekd.wrappers.input_grad import check_input_grad, differentiable, differentiated
 from densekd.wrappers.peers import (
     STUDENT,
@@ -40,6 +41,7 @@ from densekd.wrappers.peers import (
     peers_state,
     refuse_unread,
 )
+from densekd.wrappers.presets import expand
 from densekd.wrappers.student_state import show_only_student
 from densekd.wrappers.wiring import (
     find_places,
@@ -143,7 +145,7 @@ class DistillModel(BaseModel):
         # A deep copy shares the teachers, and is not the one that moves them.
         self._mover = id(self)
         self.classes = None if classes is None else tuple(str(name) for name in classes)
-        self.__dict__['_inherited'] = self._find_inherited(inherit)
+        self.__dict__['_inherited'] = inherited(self.student, teachers, inherit)
         self._inherit()
         training, moving = build_peers(
             peers, self.student, self.scope, teachers, seed, trust_checkpoint
@@ -238,7 +240,8 @@ class DistillModel(BaseModel):
         if preset is not None:
             if cfg:
                 raise ConfigError('preset and distillers: give one of them, not both.')
-            cfg = self._expand(preset, at, named)
+            tutors = {name: teacher.model for name, teacher in self.teachers.items()}
+            cfg = expand(preset, at, self._learners, tutors, partial(self._anatomy, named=named))
         elif not cfg and not (may_be_none and cfg is not None and self.task_loss):
             raise ConfigError(
                 'distillers: there are none. Give a list, or preset=… '
@@ -312,70 +315,10 @@ class DistillModel(BaseModel):
         }
         return named, matches
 
-    def _find_inherited(self, patterns: str | Sequence[str] | None) -> dict[str, Tensor]:
-        """Returns the teacher's parameters and buffers that the student is to start with."""
-        if not patterns:
-            return {}
-        if len(self.teachers) != 1:
-            raise ConfigError('inherit: one teacher is needed, that the student starts from.')
-        theirs = next(iter(self.teachers.values())).model.state_dict()
-        own = self.student.state_dict()
-        found = {}
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        for name in matching(own, patterns, 'inherit'):
-            value = theirs.get(name)
-            if value is None or value.shape != own[name].shape:
-                has = 'none of that name' if value is None else f'one of {tuple(value.shape)}'
-                raise ShapeError(
-                    f"inherit: the student's {name} is {tuple(own[name].shape)} and the teacher "
-                    f'has {has}. Inherit parts that are built alike.'
-                )
-            found[name] = value.clone()  # the teacher's own may be folded into others
-        return found
-
     def _inherit(self) -> None:
         own = self.student.state_dict()
         for name, value in self._inherited.items():
             own[name].copy_(value)
-
-    def _expand(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
-        """Returns the list of distillers that a preset stands for, for this student and teacher."""
-        build = PRESETS.get(preset, 'preset')
-        if getattr(build, 'mutual', False):
-            return self._expand_mutually(preset, at, named)
-        tutors = {name: t.model for name, t in self._tutors.items() if name != STUDENT}
-        if len(tutors) > 1 and not getattr(build, 'several', False):
-            fitting = [n for n in sorted(PRESETS) if getattr(PRESETS.get(n, ''), 'several', False)]
-            raise ConfigError(
-                f'preset {preset!r}: with several teachers, write the list of distillers and say '
-                f'which teacher each one compares with. Presets for several: {", ".join(fitting)}.'
-            )
-        entries = build(self._anatomy(self.student, list(tutors.values()), named), at)
-        several = {'teacher': list(tutors)} if len(tutors) > 1 else {}
-        return [{**entry, **several} for entry in entries]
-
-    def _expand_mutually(self, preset: str, at: str | None, named: Any) -> list[dict[str, Any]]:
-        """Returns the list of a preset by which each network that trains learns from the others."""
-        if not self.peers:
-            raise ConfigError(
-                f'preset {preset!r}: its networks learn from each other, and a teacher with a '
-                "checkpoint learns nothing. Give peers=[dict(name='b', model=…)]."
-            )
-        if self.teachers:
-            raise ConfigError(
-                f'preset {preset!r}: it has no use for {", ".join(self.teachers)}, which learns '
-                'nothing. Leave it out, or write the list of distillers.'
-            )
-        entries = []
-        for learner, model in self._learners.items():
-            others = {name: m for name, m in self._learners.items() if name != learner}
-            anatomy = self._anatomy(model, list(others.values()), named)
-            for entry in PRESETS.get(preset, 'preset')(anatomy, at):
-                if learner != STUDENT:
-                    name = f'{entry["head"]["name"]}_{learner}'
-                    entry = {**entry, 'student': learner, 'head': {**entry['head'], 'name': name}}
-                entries.append({**entry, 'teacher': list(others)})
-        return entries
 
     def _anatomy(self, learner: nn.Module, tutors: Sequence[nn.Module], named: Any) -> Anatomy:
         """Returns what a preset is told; of several teachers, the taps that all of them have."""
