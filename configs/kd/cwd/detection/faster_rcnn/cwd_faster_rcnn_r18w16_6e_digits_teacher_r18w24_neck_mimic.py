@@ -1,0 +1,31 @@
+"""CWD on the neck: Faster R-CNN on digit scenes, R-18 of width 16 by width 24.
+
+Command: densekd demo --detector faster-rcnn --method cwd
+
+The weight was chosen for these scenes (projects/digits_benchmark), a tenth of what public
+ports to detectors have.
+"""
+
+_base_ = ['../../../../digits/faster_rcnn_r18w16_6e_digits.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillDetector',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../digits/faster_rcnn_r18w24_8e_digits.py',
+        checkpoint='work_dirs/faster_rcnn_r18w24_8e_digits/epoch_8.pth',
+    ),
+    distillers=[
+        dict(
+            student_module=f'neck.{level}',
+            teacher_module=f'neck.{level}',
+            head=dict(
+                type='CWDDistillationHead',
+                loss=dict(type='CWDLoss', loss_weight=1.0, tau=1.0),
+                name=f'cwd_{level}',
+            ),
+        )
+        for level in ('p2', 'p3', 'p4', 'p5')
+    ],
+)
