@@ -11,6 +11,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from densekd.core.trace import undisturbed
 
+# Largest change that is rounding, relative to an output's largest value.
+TOLERANCE = 1e-4
+
 
 def fusable_pairs(
     model: nn.Module, forward: Callable[[nn.Module], Any], keep: Collection[str] = ()
@@ -93,7 +96,7 @@ def fused_if_equal(
     model: nn.Module,
     forward: Callable[[nn.Module], Sequence[Tensor]],
     keep: Collection[str] = (),
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
 ) -> int:
     """Fuses what can be fused, and takes it back if the outputs change by more than rounding.
 
@@ -122,7 +125,7 @@ def fused_if_equal(
     fuse(model, pairs)
     with undisturbed(model):
         after = list(forward(model))
-    if _largest_difference(before, after) <= tolerance:
+    if largest_difference(before, after) <= tolerance:
         return len(pairs)
     for conv, weight, bias, norm_path, norm in undo:
         module = model.get_submodule(conv)
@@ -132,7 +135,8 @@ def fused_if_equal(
     return 0
 
 
-def _largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+def largest_difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Returns the largest difference of outputs, relative to each output's largest value."""
     worst = 0.0
     for a, b in zip(first, second, strict=True):
         if a.numel():

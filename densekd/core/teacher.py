@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from densekd.core.fusing import fused_if_equal
+from densekd.core.fusing import TOLERANCE, fused_if_equal, largest_difference
 from densekd.core.taps import Tap, Taps, tensors
+from densekd.core.trace import undisturbed
 
 
 class Teacher:
@@ -68,7 +69,9 @@ class Teacher:
         """Makes the network faster without changing what its taps read beyond rounding.
 
         Norms are folded into convolutions, and the weights are laid out channels last, which a
-        CPU convolves faster. To be called once, when everything that wants a norm has seen it.
+        CPU convolves faster. Either is taken back if an output changes by more than rounding: some
+        kernels read memory as if it were always laid out channels first. To be called once, when
+        everything that wants a norm has seen it.
 
         Args:
             taps: All places that are ever read, by any key.
@@ -81,13 +84,23 @@ class Teacher:
 
         def read(model: nn.Module) -> list[Tensor]:
             with Taps(model, taps, size=size) as reading:
-                forward(model, image)
+                forward(model, self.prepared(image))
             return [t for key in taps for t in tensors(reading[key])]
 
         if self.fuse and taps:
             fused_if_equal(self.model, read, keep={tap.path for tap in taps.values()})
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.channels_last = True
+            with undisturbed(self.model):
+                before = [t.clone() for t in read(self.model)]
+            self._lay_out(channels_last=True)
+            with undisturbed(self.model):
+                after = read(self.model)
+            if largest_difference(before, after) > TOLERANCE:
+                self._lay_out(channels_last=False)
+
+    def _lay_out(self, channels_last: bool) -> None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=layout)  # type: ignore[call-overload]
+        self.channels_last = channels_last
 
     @property
     def _device(self) -> torch.device:

@@ -78,8 +78,9 @@ def score_regions(
         if rois is not None and stage not in rois:
             continue
         regions = _some_regions(images) if rois is None else rois[stage]
-        # RoIAlign has no kernel for half precision on every device.
-        maps = tuple(f.to(regions.dtype) for f in features)
+        # RoIAlign has no kernel for half precision on every device, and mmcv's takes any memory
+        # for channels first.
+        maps = tuple(f.to(regions.dtype).contiguous() for f in features)
         if isinstance(model.roi_head.bbox_head, nn.ModuleList):
             model.roi_head._bbox_forward(stage, maps, regions)
         else:

@@ -150,3 +150,21 @@ def test_the_manifest_is_a_copy() -> None:
     assert teacher.name == 'big'
     assert teacher.manifest == {'checkpoint': 'a.pth', 'sha256': 'f00'}
     assert Teacher(network()).manifest == {}
+
+
+class ReadsMemory(nn.Module):
+    """Like a kernel that never asks for strides: wrong on any layout but channels first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.as_strided(x.shape, torch.empty(x.shape).stride()) * 2
+
+
+@pytest.mark.parametrize('careless', [False, True])
+def test_a_layout_that_changes_what_is_read_is_taken_back(careless: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), ReadsMemory() if careless else nn.ReLU())
+    plain, teacher = copy.deepcopy(model), Teacher(model)
+    teacher.speed_up({'1': Tap('1')}, lambda network, x: network(x), size=(8, 12))
+    assert teacher.channels_last is not careless
+    x = torch.randn(2, 3, 8, 12)
+    read = teacher.run({'1': Tap('1')}, lambda network: network(teacher.prepared(x)))['1']
+    torch.testing.assert_close(read, plain(x))

@@ -14,6 +14,7 @@ from densekd.core.batch import Batch
 from densekd.core.head import DistillationHead, DistillLoss
 from densekd.errors import ConfigError, ShapeError
 from densekd.methods import bounded_regression_loss
+from densekd.wrappers.build import build_network
 from densekd.wrappers.detector import DistillDetector
 from tests.helpers.detectors import (
     batch,
@@ -139,6 +140,22 @@ def test_a_teacher_in_bfloat16_scores_regions() -> None:
     model = distilled('faster_rcnn', [entry('roi.cls_logits', 'WeightedSoftLabel')], teacher)
     (loss,) = [v for k, v in losses_of(model).items() if k.startswith('distill.')]
     assert loss.isfinite() and loss > 0
+
+
+def test_what_makes_a_teacher_faster_does_not_change_what_it_says_of_regions() -> None:
+    """Its convolutions are fast on another memory layout, which mmcv's RoIAlign can't read."""
+    network = build_network(faster_rcnn(8, 24), 'mmdet', 'teacher').eval()
+    untouched = copy.deepcopy(network)
+    (box, hear_box), (rpn, hear_rpn) = ear('roi.cls_logits', ROI), ear('rpn.objectness', RPN)
+    model = distilled('faster_rcnn', [box, rpn], dict(model=network, untrained=True))
+    losses_of(model)
+    assert model.teachers['teacher'].channels_last
+    with torch.no_grad():
+        maps = untouched.extract_feat(prepared(model, batch())['inputs'])
+        said = untouched.roi_head._bbox_forward(maps, hear_box.heard['rois'])['cls_score']
+        objectness, _ = untouched.rpn_head(maps)
+    torch.testing.assert_close(hear_box.teacher[0], said, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hear_rpn.teacher, list(objectness), rtol=1e-4, atol=1e-5)
 
 
 def test_soft_labels_of_one_teacher_or_plain_kd_read_the_same_rows() -> None:
