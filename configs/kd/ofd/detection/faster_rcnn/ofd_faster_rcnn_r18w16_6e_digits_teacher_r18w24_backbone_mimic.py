@@ -2,7 +2,7 @@
 
 Command: densekd demo --detector faster-rcnn --method ofd
 
-The weight was chosen for these scenes (projects/digits_benchmark), twenty times what is
+The weight was chosen for these scenes (projects/digits_benchmark), sixty times what is
 published for segmentors: a sum over small maps is small.
 """
 
@@ -26,6 +26,6 @@ model = dict(
                 name=f'ofd_{stage}',
             ),
         )
-        for stage, weight in (('c2', 2.5e-5), ('c3', 5e-5), ('c4', 1e-4), ('c5', 2e-4))
+        for stage, weight in (('c2', 7.5e-5), ('c3', 1.5e-4), ('c4', 3e-4), ('c5', 6e-4))
     ],
 )
