@@ -21,7 +21,7 @@ from densekd.errors import DataError
 
 MARKER = 'digits.json'
 MADE_BY = 'densekd.datasets.digits'
-FORMAT = 1  # raise it when the same spec no longer gives the same files
+FORMAT = 2  # raise it when the same spec no longer gives the same files
 
 # One at a time within a process, so a partial folder with our own process id is a dead one's whose
 # id came back (in a container, ids repeat from start to start).

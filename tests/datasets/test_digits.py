@@ -26,7 +26,8 @@ from densekd.datasets import (
     digits,
     make_digits,
 )
-from densekd.datasets.scenes import Digit
+from densekd.datasets.digits import semantic_mask
+from densekd.datasets.scenes import Digit, Scene, tight_box
 from densekd.errors import ConfigError, DataError
 
 TINY = {'seed': 3, 'train': 12, 'val': 5, 'test': 4}
@@ -108,6 +109,39 @@ def test_marker_says_the_spec_and_the_checksums_of_what_is_there(root):
         assert folder['sha256'] == hashlib.sha256(lines.encode()).hexdigest()
 
 
+def a_digit(label, rows, columns):
+    mask = np.zeros((40, 40), bool)
+    mask[rows, columns] = True
+    return Digit(label, 0, mask, tight_box(mask))
+
+
+def test_a_region_is_the_hull_of_a_digits_ink():
+    # A frame around an L, as ink: the L's hull is a triangle.
+    frame = np.zeros((40, 40), bool)
+    frame[2:38, 2:38] = True
+    frame[4:36, 4:36] = False
+    outer = Digit(0, 0, frame, tight_box(frame))
+    corner = a_digit(7, [10, 20, 30, 30, 30], [10, 10, 10, 20, 30])
+    scene = Scene(np.zeros((40, 40, 3), np.uint8), (corner, outer))
+    found = semantic_mask(scene)
+    rows, columns = np.mgrid[:40, :40]
+    assert (found[frame] == 1).all() and (found[:2] == 0).all() and (found[38:] == 0).all()
+    triangle = (columns >= 10) & (rows <= 30) & (rows >= columns)
+    # Pixels on the slanted edge are those of the line that OpenCV draws.
+    assert (found[triangle] == 8).all() and (
+        found[~triangle & ~frame & (rows < columns - 1)] != 8
+    ).all()
+    assert found[6, 35] == 1 and found[34, 34] == 1  # a hull has no hole
+
+
+def test_ink_lies_on_every_hull():
+    spot = a_digit(3, [20, 20], [5, 6])
+    around = a_digit(4, [2, 2, 38, 38], [2, 38, 2, 38])
+    for both in ((spot, around), (around, spot)):
+        found = semantic_mask(Scene(np.zeros((40, 40, 3), np.uint8), both))
+        assert (found[spot.mask] == 4).all() and (found[around.mask] == 5).all()
+
+
 @pytest.mark.parametrize('split', SPLITS)
 def test_pycocotools_reads_the_annotations(root, split):
     coco_module = pytest.importorskip('pycocotools.coco')
@@ -122,11 +156,11 @@ def test_pycocotools_reads_the_annotations(root, split):
         semantic = cv2.imread(str(root / 'masks' / split / row['file_name']), cv2.IMREAD_UNCHANGED)
         assert image.shape == (row['height'], row['width'], 3) == (128, 128, 3)
         assert semantic.shape == (128, 128) and semantic.dtype == np.uint8
-        expected = np.zeros((128, 128), np.uint8)
+        ink = np.zeros((128, 128), np.uint8)
         for annotation in coco.loadAnns(coco.getAnnIds(imgIds=[number])):
             mask = coco.annToMask(annotation).astype(bool)
-            assert not expected[mask].any()
-            expected[mask] = annotation['category_id']
+            assert not ink[mask].any()
+            ink[mask] = annotation['category_id']
             assert annotation['area'] == mask.sum()
             assert annotation['iscrowd'] == 0
             rows, columns = np.nonzero(mask)
@@ -136,7 +170,8 @@ def test_pycocotools_reads_the_annotations(root, split):
                 columns.max() - columns.min() + 1,
                 rows.max() - rows.min() + 1,
             ]
-        assert (semantic == expected).all()
+        assert (semantic[ink > 0] == ink[ink > 0]).all()
+        assert set(np.unique(semantic)) == {0, *np.unique(ink)}
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -294,7 +329,7 @@ def test_a_file_in_its_place_is_refused(tmp_path):
         ('{', 'digits.json can not be read'),
         ('[]', 'was not written by densekd.datasets.digits'),
         ('{"made_by": "densekd.datasets.digits", "format": 0}', 'format 0, this version'),
-        ('{"made_by": "densekd.datasets.digits", "format": 1}', 'lacks the spec'),
+        ('{"made_by": "densekd.datasets.digits", "format": 2}', 'lacks the spec'),
     ],
 )
 def test_a_marker_that_is_not_ours_is_refused(tmp_path, text, message):

@@ -1,16 +1,18 @@
-"""The student on digit masks: DeepLabV3+, R-18 of base width 16, 12 epochs.
+"""The student on digit masks: DeepLabV3+, R-18 of base width 16, 8 epochs.
 
-Command: densekd train configs/digits/deeplabv3plus_r18w16_12e_digits.py
+Command: densekd train configs/digits/deeplabv3plus_r18w16_8e_digits.py
 
-Nine in ten pixels are background. With equal weights a small network calls everything background
-and stays there: its pixels are 90% right, and its mIoU is 9. Hence the weights of the classes.
+Nine in ten pixels are background, and nothing here has seen images before: with stock settings a
+network this small calls everything background for thousands of iterations, its pixels 90% right and
+its mIoU 9. Hence the weights of the classes, the auxiliary head on the deepest features, the wide
+skip connection, and a decode head that passes gradients of both signs.
 """
 
 _base_ = ['../_base_/digits/segmentation.py']
 
 norm_cfg = dict(type='BN', requires_grad=True)
 loss_decode = dict(
-    type='CrossEntropyLoss', use_sigmoid=False, class_weight=[0.15] + [1.0] * 10, loss_weight=1.0
+    type='CrossEntropyLoss', use_sigmoid=False, class_weight=[0.3] + [1.0] * 10, loss_weight=1.0
 )
 model = dict(
     type='EncoderDecoder',
@@ -30,8 +32,8 @@ model = dict(
         stem_channels=16,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        dilations=(1, 1, 2, 4),
-        strides=(1, 2, 1, 1),
+        dilations=(1, 1, 1, 2),
+        strides=(1, 2, 2, 1),
         norm_cfg=norm_cfg,
         norm_eval=False,
         style='pytorch',
@@ -44,36 +46,37 @@ model = dict(
         channels=32,
         dilations=(1, 2, 4, 6),
         c1_in_channels=16,
-        c1_channels=12,
+        c1_channels=48,
         dropout_ratio=0.1,
         num_classes=11,
         norm_cfg=norm_cfg,
+        act_cfg=dict(type='LeakyReLU', negative_slope=0.3),
         align_corners=False,
         loss_decode=loss_decode,
     ),
     auxiliary_head=dict(
         type='FCNHead',
-        in_channels=64,
-        in_index=2,
-        channels=16,
+        in_channels=128,
+        in_index=3,
+        channels=64,
         num_convs=1,
         concat_input=False,
         dropout_ratio=0.1,
         num_classes=11,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(loss_decode, loss_weight=0.4),
+        loss_decode=loss_decode,
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
 
-max_epochs = 12
+max_epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(
         type='OneCycleLR',
-        eta_max=2e-3,
+        eta_max=3e-3,
         total_steps=max_epochs,
         by_epoch=True,
         convert_to_iter_based=True,

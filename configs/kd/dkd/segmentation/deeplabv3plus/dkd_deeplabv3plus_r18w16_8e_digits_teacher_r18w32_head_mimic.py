@@ -1,20 +1,20 @@
 """DKD at each pixel: DeepLabV3+ on digit masks, R-18 of width 16 by width 32.
 
 Command, after the teacher's: densekd train CONFIG, with CONFIG =
-    configs/kd/dkd/segmentation/deeplabv3plus/dkd_deeplabv3plus_r18w16_12e_digits_teacher_r18w32_head_mimic.py
+    configs/kd/dkd/segmentation/deeplabv3plus/dkd_deeplabv3plus_r18w16_8e_digits_teacher_r18w32_head_mimic.py
 
 The warm-up is a twelfth of the training, as in the paper.
 """
 
-_base_ = ['../../../../digits/deeplabv3plus_r18w16_12e_digits.py']
+_base_ = ['../../../../digits/deeplabv3plus_r18w16_8e_digits.py']
 
 model = dict(
     _delete_=True,
     type='densekd.DistillSegmentor',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/deeplabv3plus_r18w32_16e_digits.py',
-        checkpoint='work_dirs/deeplabv3plus_r18w32_16e_digits/epoch_16.pth',
+        model='{{ fileDirname }}/../../../../digits/deeplabv3plus_r18w32_10e_digits.py',
+        checkpoint='work_dirs/deeplabv3plus_r18w32_10e_digits/epoch_10.pth',
     ),
     distillers=[
         dict(
