@@ -14,8 +14,9 @@ from densekd.engine.labelled_checks import (
     labelled_dataset,
     refuse_other_classes,
 )
-from densekd.engine.mask_checks import check_masks, mask_dataset
+from densekd.engine.mask_checks import check_masks, mask_dataset, refuse_ignored
 from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
+from densekd.engine.weighed_losses import needs_every_pixel, no_weight, refuse_padding
 from densekd.errors import DataError, DenseKDError, did_you_mean
 
 
@@ -107,6 +108,9 @@ def check_data(cfg: Any, whole: bool = False) -> None:
         elif cfg.get('default_scope') == 'mmseg':
             if mask_dataset(dataset) is not None:
                 check_masks(dataset, key, whole)
+                place = needs_every_pixel(cfg) if key == 'train_dataloader' else None
+                if place is not None:
+                    refuse_ignored(dataset, key, no_weight(place), whole)
         elif path is None:
             continue
         elif kind_of(dataset) == 'CocoDataset' and path.stat().st_size < 2**26:
@@ -157,4 +161,5 @@ def data_errors(cfg: Any) -> Iterator[None]:
     ) as error:
         if 'out of memory' not in str(error):
             check_data(cfg, whole=True)  # raises if the data is the reason
+            refuse_padding(cfg, error)
         raise error

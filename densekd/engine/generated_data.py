@@ -58,7 +58,7 @@ def with_generated_data(
                 shrink_photographs(dataset)
         elif of_masks and mask_dataset(dataset) is not None:
             # Of a single image, norms of features that are pooled whole have nothing to learn.
-            read_masks(dataset, key, folder, max(images, 2), size, seed)
+            read_masks(dataset, cfg, key, folder, max(images, 2), size, seed)
         elif kind_of(dataset) == 'CocoDataset':
             _read_coco(dataset, cfg, key, folder, images, size, seed)
         elif kind_of(dataset) in VOC_TYPES:

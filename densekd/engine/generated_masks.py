@@ -16,6 +16,7 @@ from densekd.engine.mask_checks import (
     mask_folders,
     setting,
 )
+from densekd.engine.weighed_losses import needs_every_pixel
 from densekd.errors import ConfigError
 
 # The sizes that most images have, as height and width.
@@ -24,14 +25,23 @@ USUAL = (480, 640)
 
 
 def read_masks(
-    dataset: Any, key: str, folder: Path, images: int, size: tuple[int, int] | None, seed: int
+    dataset: Any,
+    cfg: Any,
+    key: str,
+    folder: Path,
+    images: int,
+    size: tuple[int, int] | None,
+    seed: int,
 ) -> None:
     """Writes images and masks, and makes a dataset config read them.
 
     The config's own folders and file endings are kept, in another place: they are checked too.
+    No pixel is to be ignored where a loss can't leave one out; the config's own masks are looked
+    into for that.
 
     Args:
         dataset: The dataset's config, which is changed.
+        cfg: The whole config.
         key: The key of its dataloader.
         folder: Where to write.
         images: How many.
@@ -62,11 +72,13 @@ def read_masks(
         *mask_folders(dataset, key),
         names,
         classes,
-        size or SIZES.get(kind) or small_size(dataset) or USUAL,
+        # Drawn as a small pipeline resizes them, they need no padding: ignored pixels as well.
+        small_size(dataset) or size or SIZES.get(kind) or USUAL,
         endings=(setting(dataset, 'img_suffix'), setting(dataset, 'seg_map_suffix')),
         chosen=[classes.index(name) for name in trained if name in classes],
         palette=mask_dataset(dataset).METAINFO.get('palette') if 'VOC' in kind else None,
         from_one=bool(setting(dataset, 'reduce_zero_label')),
+        ignored=needs_every_pixel(cfg) is None,
         seed=seed,
     )
     if split:
@@ -102,9 +114,10 @@ def write_masks(
     chosen: Sequence[int] = (),
     palette: Sequence[Sequence[int]] | None = None,
     from_one: bool = False,
+    ignored: bool = True,
     seed: int = 0,
 ) -> None:
-    """Writes images with boxes, and for each a mask of classes; around boxes pixels are ignored.
+    """Writes images with boxes, and for each a mask of classes.
 
     Args:
         images: The folder of images.
@@ -116,6 +129,7 @@ def write_masks(
         chosen: Which classes are drawn; all by default.
         palette: Colours of the classes; masks are then written with a palette, as Pascal VOC's.
         from_one: Whether classes count from 1, and 0 is ignored.
+        ignored: Whether pixels around boxes are to be ignored.
         seed: Seed of what is drawn.
     """
     import cv2
@@ -132,7 +146,8 @@ def write_masks(
         for (x, y, w, h), label in zip(scene.boxes, scene.classes, strict=True):
             left, top, right, low = int(x), int(y), int(x + w), int(y + h)
             edge = max(1, min(w, h) // 20)
-            mask[top:low, left:right] = IGNORED
+            if ignored:
+                mask[top:low, left:right] = IGNORED
             rows, columns = (
                 (int(top + edge), int(low - edge)),
                 (int(left + edge), int(right - edge)),

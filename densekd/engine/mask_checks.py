@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +87,14 @@ def check_masks(dataset: Mapping[str, Any], where: str, whole: bool = False) -> 
         DataError: Naming the file and what is wrong with it.
     """
     folders = mask_folders(dataset, where)
-    if any('://' in str(dataset.get(key) or '') for key in ('data_root', 'ann_file')):
+    if _elsewhere(dataset):
         return
     for folder in folders:
         _refuse_no_folder(folder, where)
     pairs = _pairs(dataset, *folders, where)
     trained, counted = mask_classes(dataset)
     zero = bool(setting(dataset, 'reduce_zero_label'))
-    step = 1 if whole else max(1, len(pairs) // SAMPLE)
-    first = list(range(0, len(pairs), step))
+    first = _looked_into(pairs, whole)
     met: set[int] = set()
     for i in first:
         met |= _labels(*pairs[i], counted, zero, where)
@@ -109,6 +108,39 @@ def check_masks(dataset: Mapping[str, Any], where: str, whole: bool = False) -> 
         met |= _labels(*pairs[i], counted, zero, where)
     if len(_learnt(met, chosen)) < enough:
         _refuse_nothing_to_learn(met, _learnt(met, chosen), folders[1], counted, where)
+
+
+def _elsewhere(dataset: Mapping[str, Any]) -> bool:
+    return any('://' in str(dataset.get(key) or '') for key in ('data_root', 'ann_file'))
+
+
+def _looked_into(pairs: Sequence[Any], whole: bool) -> range:
+    """Returns which masks are looked into, spread over the list."""
+    return range(0, len(pairs), 1 if whole else max(1, len(pairs) // SAMPLE))
+
+
+def refuse_ignored(
+    dataset: Mapping[str, Any], where: str, reason: str, whole: bool = False
+) -> None:
+    """Refuses masks that have pixels to ignore, for a loss that can't leave them out.
+
+    Args:
+        dataset: The dataset's config, whose masks are checked already.
+        where: The key of its dataloader, for messages.
+        reason: Why none may, as the end of the sentence.
+        whole: Whether to look into every mask.
+
+    Raises:
+        DataError: Naming the first such mask.
+    """
+    if _elsewhere(dataset):
+        return
+    counted, zero = mask_classes(dataset)[1], bool(setting(dataset, 'reduce_zero_label'))
+    pairs = _pairs(dataset, *mask_folders(dataset, where), where)
+    for i in _looked_into(pairs, whole):
+        if IGNORED in _labels(*pairs[i], counted, zero, where):
+            value = f'0 or {IGNORED}' if zero else IGNORED
+            raise DataError(f'{where}: {pairs[i][1]} has pixels to ignore ({value}), {reason}')
 
 
 def _learnt(met: set[int], chosen: set[int] | None) -> set[int]:

@@ -1,4 +1,7 @@
-"""Refuses a config's loops, optimiser, hooks, data sets and metrics that can't be built."""
+"""Refuses a config's loops, optimiser, hooks, data sets and metrics that can't be built.
+
+And class weights that can't be computed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from densekd.engine.data_checks import datasets
+from densekd.engine.weighed_losses import check_class_weights
 from densekd.errors import ConfigError, did_you_mean
 from densekd.registry import check_arguments
 
@@ -40,6 +44,7 @@ def check_parts(cfg: Any) -> None:
     with DefaultScope.overwrite_default_scope(scope):
         for where, part, kind, given, dropped in _parts(cfg):
             _check(where, part, kind, given, dropped)
+    check_class_weights(cfg)
 
 
 def register(scope: str) -> None:

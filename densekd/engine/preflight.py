@@ -31,6 +31,7 @@ from densekd.engine.generated_data import with_generated_data
 from densekd.engine.parts_check import check_parts, register
 from densekd.engine.run import is_distillation, student_config
 from densekd.engine.stored_logits import check_stored
+from densekd.engine.weighed_losses import refuse_padding
 from densekd.errors import CheckpointError, ConfigError, TapError
 from densekd.wrappers.build import build_network, without_pretrained
 from densekd.wrappers.config import plain
@@ -101,7 +102,11 @@ def check(
         if isinstance(model, DistillModel):
             model.take_over(handed or {})
         data = first_batch(generated)
-        report = try_step(model, data)
+        try:
+            report = try_step(model, data)
+        except IndexError as error:
+            refuse_padding(generated, error)
+            raise
     report.absent = absent
     return report
 
