@@ -1,8 +1,8 @@
 """Class weights in mmseg's cross entropy, which some of its versions can't compute in every case.
 
 mmsegmentation 1.2.2 looks up a weight for pixels to ignore, too, under their number 255, and stops
-with an IndexError, or on a GPU with all of CUDA. onedl-mmsegmentation 1.4.2 leaves them out, but
-stops where avg_non_ignore is on beside class weights. Which one is installed is tried, not read.
+with an IndexError. onedl-mmsegmentation 1.4.2 leaves them out, but stops where avg_non_ignore is on
+beside class weights. What the installed one does is tried, not read from its version.
 """
 
 from __future__ import annotations
