@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +51,11 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """The score that counts, named: mIoU in percent for masks, else mAP."""
+        """The score that counts, named: mIoU or top-1 accuracy in percent, or mAP."""
         if 'mIoU' in self.metrics:
             return f'mIoU {self.metrics["mIoU"]:.1f}'
+        if 'accuracy/top1' in self.metrics:
+            return f'top-1 {self.metrics["accuracy/top1"]:.2f}'
         return f'mAP {self.map:.3f}'
 
     @property
@@ -63,17 +67,22 @@ class Run:
 def methods_of(model: str, task: str = 'detection') -> dict[str, Path]:
     """Returns the digits config of each method that has one for a model.
 
-    Where a method has several, each is named with its place as well: `ofd-backbone`, `ofd-head`.
+    Where a method has several, each is named with the words of its file's name, from the teacher
+    on, that not all of them have: `ofd-backbone` and `ofd-head`. The teacher that most configs have
+    is no such word: `kd`, `kd-ema` and `kd-ensemble`.
     """
     configs, name = configs_folder('demo'), model.replace('-', '_')
-    by_method: dict[str, list[Path]] = {}
+    by_method: dict[str, dict[Path, list[str]]] = {}
     for path in sorted(configs.glob(f'kd/*/{task}/{name}/*_digits_teacher_*.py')):
-        by_method.setdefault(path.relative_to(configs).parts[1], []).append(path)
+        words = path.stem.partition('_teacher_')[2].split('_')
+        by_method.setdefault(path.relative_to(configs).parts[1], {})[path] = words
+    teachers = Counter(words[0] for paths in by_method.values() for words in paths.values())
+    usual = [teacher for teacher, _ in teachers.most_common(1)]
     found = {}
     for method, paths in by_method.items():
-        for path in paths:
-            place = path.stem.removesuffix('_mimic').rpartition('_')[2]
-            found[method if len(paths) == 1 else f'{method}-{place}'] = path
+        unsaid = {*usual, *set.intersection(*map(set, paths.values()))}
+        for path, words in paths.items():
+            found['-'.join([method, *(word for word in words if word not in unsaid)])] = path
     return found
 
 
@@ -138,8 +147,9 @@ def data_options(data: Path, task: str = 'detection') -> dict[str, Any]:
     if data == Path(DEFAULT_DATA):
         return {}
     options: dict[str, Any] = {}
+    root = data / 'crops' if task == 'classification' else data
     for split in ('train', 'val', 'test'):
-        options[f'{split}_dataloader.dataset.data_root'] = f'{data}/'
+        options[f'{split}_dataloader.dataset.data_root'] = f'{root}/'
     for split in ('val', 'test') if task == 'detection' else ():
         options[f'{split}_evaluator.ann_file'] = str(data / f'annotations/instances_{split}.json')
     return options
@@ -148,6 +158,29 @@ def data_options(data: Path, task: str = 'detection') -> dict[str, Any]:
 def taught_by(checkpoint: Path, seed: int) -> dict[str, Any]:
     """Returns the overrides that name a distillation config's teacher, and seed its connectors."""
     return {'model.teacher.checkpoint': str(checkpoint), 'model.seed': seed}
+
+
+def teacher_keys(config: Any) -> list[str]:
+    """Returns the keys of a config that name its trained teachers' checkpoints, in their order.
+
+    A config of one teacher has `model.teacher.checkpoint`, one of several
+    `model.teacher.0.checkpoint` and so on; one whose teacher comes about in the run has none.
+    """
+    from densekd.engine import load_config
+
+    return list(_teachers(load_config(config)))
+
+
+def _teachers(cfg: Any) -> dict[str, Any]:
+    """Returns the checkpoint of each teacher that has one, by its key."""
+    given = cfg.model.get('teacher') or {}
+    several = isinstance(given, (list, tuple))
+    teachers = {f'.{i}': one for i, one in enumerate(given)} if several else {'': given}
+    return {
+        f'model.teacher{place}.checkpoint': teacher['checkpoint']
+        for place, teacher in teachers.items()
+        if teacher.get('checkpoint')
+    }
 
 
 def train_and_score(
@@ -171,7 +204,9 @@ def train_and_score(
     Raises:
         DataError: If the folder holds a run of another seed, detector or setting.
     """
-    from densekd.engine.run import evaluate, prepare, train, write_json
+    from densekd.engine.run import evaluate, prepare, write_json
+    from densekd.engine.sequences import train_rounds
+    from densekd.engine.stages import train_stages
 
     folder = out / name
     cfg = prepare(config, folder, {**(options or {}), 'randomness.seed': seed})
@@ -182,6 +217,7 @@ def train_and_score(
         _check_folder(folder, cfg)
         clock = Clock(folder, shown)
         token = LISTENER.set(clock)
+        train = train_rounds if cfg.get('rounds') is not None else train_stages
         try:
             checkpoint = train(_for_the_demo(cfg), resume=True)
         finally:
@@ -190,7 +226,8 @@ def train_and_score(
         metrics = {k: float(v) for k, v in evaluate(cfg, checkpoint).items()}
         done = {
             'mark': mark,
-            'checkpoint': checkpoint.name,
+            # Stages and rounds have folders of their own.
+            'checkpoint': os.path.relpath(checkpoint, folder),
             'metrics': metrics,
             'seconds': clock.seconds,
             'cpu_seconds': clock.cpu_seconds,
@@ -220,16 +257,21 @@ def _for_the_demo(cfg: Any) -> Any:
 
 
 def run_mark(cfg: Any) -> str:
-    """Returns a hash of what decides a run's result: config, data and the teacher's file."""
+    """Returns a hash of what decides a run's result: config, data and the teachers' files."""
     from densekd.core.checkpoint import file_hash
     from densekd.datasets.folder import MARKER
-    from densekd.engine.run import fingerprint, is_distillation
+    from densekd.engine.run import fingerprint
 
     parts: dict[str, Any] = dict(fingerprint(cfg))
-    marker = Path(cfg.test_dataloader.dataset.data_root) / MARKER
+    root = Path(cfg.test_dataloader.dataset.data_root)
+    # Crops are in a folder of the data's.
+    marker = next(
+        (f / MARKER for f in (root, root.parent) if (f / MARKER).is_file()), root / MARKER
+    )
     parts['data'] = hashlib.sha256(marker.read_bytes()).hexdigest()
-    if is_distillation(cfg) and cfg.model.teacher.get('checkpoint'):
-        parts['teacher'] = file_hash(Path(cfg.model.teacher.checkpoint))
+    hashes = [file_hash(Path(checkpoint)) for checkpoint in _teachers(cfg).values()]
+    if hashes:
+        parts['teacher'] = hashes[0] if len(hashes) == 1 else hashes
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

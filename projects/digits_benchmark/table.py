@@ -9,10 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from densekd.cli.demo_score import gap_recovered, percent
+from arms import CONTROLS
 
-# The controls come first; methods follow, the best one last.
-CONTROLS = ('teacher', 'plain', 'equal-time', 'long-schedule', 'untrained-teacher')
+from densekd.cli.demo_score import gap_recovered, percent
 
 
 def summarise(
@@ -91,6 +90,7 @@ def mean_of(
 
 
 def _place(arm: str, mean: float) -> tuple[int, float]:
+    # The controls come first; methods follow, the best one last.
     return (CONTROLS.index(arm), 0.0) if arm in CONTROLS else (len(CONTROLS), mean)
 
 
@@ -134,7 +134,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], scores: Sequence[str] = ('mAP', 
     return '\n'.join(lines) + '\n'
 
 
-def gain(row: Mapping[str, Any]) -> str:
+def gain(row: Mapping[str, Any], digits: int = 3) -> str:
     """Returns the mean difference to the plain student and its interval, for people.
 
     Example:
@@ -144,7 +144,7 @@ def gain(row: Mapping[str, Any]) -> str:
     if row['gain'] is None:
         return ''
     width = row['gain_interval']
-    return f'{row["gain"]:+.3f}' + ('' if width is None else f' ± {width:.3f}')
+    return f'{row["gain"]:+.{digits}f}' + ('' if width is None else f' ± {width:.{digits}f}')
 
 
 def write_results(
@@ -182,11 +182,21 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, label: str) -> None:
 
 def write_log(run: Path, path: Path) -> None:
     """Writes the training log of a run without what a machine's speed decides."""
-    from densekd.cli.demo_picture import read_scalars
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as file:
-        for entry in read_scalars(run):
-            kept = {k: v for k, v in entry.items() if 'time' not in k and k != 'iter'}
-            rounded = {k: float(f'{v:.5g}') if isinstance(v, float) else v for k, v in kept.items()}
-            file.write(json.dumps(rounded) + '\n')
+        for entry in read_log(run):
+            file.write(json.dumps(entry) + '\n')
+
+
+def read_log(run: Path) -> list[dict[str, float]]:
+    """Returns the training log of a run, rounded, without what a machine's speed decides."""
+    from densekd.cli.demo_picture import read_scalars
+
+    return [
+        {
+            key: float(f'{value:.5g}') if isinstance(value, float) else value
+            for key, value in entry.items()
+            if 'time' not in key and key != 'iter'
+        }
+        for entry in read_scalars(run)
+    ]

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip('mmdet')
 
-import projects.digits_benchmark.cost as cost
-import projects.digits_benchmark.run as bench
-import projects.digits_benchmark.table as table
+import arms
+import cost
+import run as bench
+import table
 
 VALUES = {
     'teacher': (0.60, 0.50, 0.55),
@@ -77,13 +78,13 @@ def test_what_earlier_calls_finished_is_in_the_table(tmp_path):
     for name in ('teacher_s0', 'untrained-teacher_s12', 'other'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'result.json').write_text('{}')
-    found = [job for job, _ in bench.finished(tmp_path)]
-    assert found == [bench.Job('teacher', 0), bench.Job('untrained-teacher', 12)]
+    found = [job for job, _ in arms.finished(tmp_path)]
+    assert found == [arms.Job('teacher', 0), arms.Job('untrained-teacher', 12)]
 
 
 def test_a_factor_is_part_of_the_arm_and_not_of_the_method():
-    assert (bench.Job('cwd@0.3', 100).method, bench.Job('cwd@0.3', 100).factor) == ('cwd', 0.3)
-    assert (bench.Job('cwd', 100).method, bench.Job('cwd', 100).factor) == ('cwd', 1.0)
+    assert (arms.Job('cwd@0.3', 100).method, arms.Job('cwd@0.3', 100).factor) == ('cwd', 0.3)
+    assert (arms.Job('cwd', 100).method, arms.Job('cwd', 100).factor) == ('cwd', 1.0)
 
 
 @pytest.mark.parametrize('arm', ['cwd@', 'cwd@0', 'cwd@-1', 'cwd@x', 'cwd@inf', 'plain@2'])
@@ -99,7 +100,7 @@ def test_the_factor_multiplies_every_loss_once():
     from densekd.engine.registry import HOOKS
     from densekd.methods import build
 
-    bench.register_weighing()
+    arms.register_weighing()
     heads = [build('PKDDistillationHead'), build('CWDDistillationHead')]
     before = [head.loss.loss_weight for head in heads]
     model = torch.nn.Module()
@@ -113,9 +114,9 @@ def test_the_factor_multiplies_every_loss_once():
 
 
 def test_what_is_tuned_and_what_is_reported_share_neither_scenes_nor_seeds(tmp_path):
-    assert not set(bench.SEEDS['val']) & set(bench.SEEDS['test'])
-    for task in ('detection', 'segmentation'):
-        options = bench.scored_on('val', tmp_path, task)
+    assert not set(arms.SEEDS['val']) & set(arms.SEEDS['test'])
+    for task in ('detection', 'segmentation', 'classification'):
+        options = arms.scored_on('val', tmp_path, task)
         values = [str(value).replace(str(tmp_path), '') for value in options.values()]
         assert values and not any('test' in value for value in values)
 
@@ -156,17 +157,19 @@ def test_the_table_has_a_row_an_arm_and_a_cell_a_column(tmp_path):
 
 
 def test_a_student_waits_for_the_teacher_of_its_seed():
-    todo = bench.jobs(bench.DEFAULT_ARMS, (0, 1), None)
-    assert len(todo) == 10
-    assert bench.teacher_of(bench.Job('pkd', 1), None) == bench.Job('teacher', 1)
-    assert bench.teacher_of(bench.Job('pkd', 1), 7) == bench.Job('teacher', 7)
-    for arm in bench.CONTROLS:
-        assert bench.teacher_of(bench.Job(arm, 1), None) is None
+    todo = arms.jobs((*arms.CONTROLS, 'pkd'), (0, 1), number={'pkd': 1})
+    assert len(todo) == 12
+    assert todo[arms.Job('pkd', 1)] == [arms.Job('teacher', 1)]
+    for arm in arms.CONTROLS:
+        assert todo[arms.Job(arm, 1)] == []
+    one = arms.jobs(('teacher', 'plain', 'pkd'), (0, 1), number={'pkd': 1}, teacher_seed=7)
+    assert one[arms.Job('pkd', 1)] == [arms.Job('teacher', 7)]
+    assert next(iter(one)) == arms.Job('teacher', 7) and len(one) == 5
 
 
 def test_the_equal_time_arm_stretches_the_whole_schedule():
     config = Path('configs/digits/retinanet_r18w16_6e_digits.py').resolve()
-    options = bench.longer(config, 9)
+    options = arms.longer(config, 9)
     assert options['train_cfg.max_epochs'] == 9
     assert [entry['total_steps'] for entry in options['param_scheduler']] == [9]
     assert options['param_scheduler'][0]['eta_max'] == 2e-3
@@ -177,7 +180,7 @@ def test_the_untrained_teacher_depends_on_the_seed(tmp_path):
 
     config = Path('configs/digits/retinanet_r18w16_6e_digits.py').resolve()
     weights = [
-        torch.load(bench.untrained(config, folder, seed))['state_dict']['backbone.conv1.weight']
+        torch.load(arms.untrained(config, folder, seed))['state_dict']['backbone.conv1.weight']
         for folder, seed in ((tmp_path, 0), (tmp_path, 1), (tmp_path / 'again', 0))
         if folder.mkdir(exist_ok=True) is None
     ]
@@ -198,17 +201,17 @@ def test_a_failed_teacher_fails_its_students_alone(tmp_path, monkeypatch):
 
     def start(job, args):
         started.append(job)
-        return Process(job == bench.Job('teacher', 0))
+        return Process(job == arms.Job('teacher', 0))
 
     monkeypatch.setattr(bench, 'start', start)
     monkeypatch.setattr(bench.time, 'sleep', lambda seconds: None)
-    args = type('Args', (), dict(teacher_seed=None, jobs=2, work_dir=tmp_path))
-    failed = bench.run_all(bench.jobs(('teacher', 'plain', 'pkd'), (0, 1), None), args)
-    assert set(failed) == {bench.Job('teacher', 0), bench.Job('pkd', 0)}
-    assert {bench.Job('pkd', 1), bench.Job('plain', 0), bench.Job('plain', 1)} <= set(started)
+    args = type('Args', (), dict(jobs=2, work_dir=tmp_path))
+    failed = bench.run_all(arms.jobs(('teacher', 'plain', 'pkd'), (0, 1), number={'pkd': 1}), args)
+    assert set(failed) == {arms.Job('teacher', 0), arms.Job('pkd', 0)}
+    assert {arms.Job('pkd', 1), arms.Job('plain', 0), arms.Job('plain', 1)} <= set(started)
 
 
-@pytest.mark.parametrize('module', [bench, table])
+@pytest.mark.parametrize('module', [arms, table])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
@@ -233,9 +236,8 @@ def test_an_iteration_of_each_arm_is_measured(tmp_path, monkeypatch, capsys):
     from densekd.cli.demo_steps import find_recipe
     from densekd.datasets import make_digits
 
-    monkeypatch.syspath_prepend(str(Path(cost.__file__).parent))
     data = make_digits(tmp_path / 'digits', train=24, val=1, test=1, progress=False)
-    teacher = bench.untrained(find_recipe('retinanet', 'pkd').teacher, tmp_path, 0)
+    teacher = arms.untrained(find_recipe('retinanet', 'pkd').teacher, tmp_path, 0)
     (tmp_path / 'result.json').write_text(json.dumps({'checkpoint': teacher.name}))
     given = ['--teacher', tmp_path, '--data', data, '--results', tmp_path / 'out']
     assert cost.main([*map(str, given), '--methods', 'pkd', '--rounds', '2']) == 0

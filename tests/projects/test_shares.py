@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip('mmdet')
 
-import projects.digits_benchmark.run as bench
+import projects.digits_benchmark.arms as arms
 import projects.digits_benchmark.shares as shares
 from densekd.cli.demo_steps import data_options, find_recipe, taught_by
 from densekd.datasets import make_digits
@@ -24,7 +24,7 @@ def runs(tmp_path, monkeypatch):
     data = make_digits(tmp_path / 'digits', train=24, val=1, test=1, progress=False)
     for name, config in (('teacher', recipe.teacher), ('plain', recipe.plain)):
         (tmp_path / name).mkdir()
-        held = bench.untrained(config, tmp_path / name, 0)
+        held = arms.untrained(config, tmp_path / name, 0)
         (tmp_path / name / 'result.json').write_text(json.dumps({'checkpoint': held.name}))
     return recipe, data, tmp_path
 
