@@ -55,6 +55,8 @@ SETTINGS = {
         {'mIoU': 'mIoU', 'mAcc': 'mAcc'},
         scale=0.01,
         control_method='cwd',
+        equal_epochs=11,
+        long_epochs=16,
     ),
     'resnet': Setting(
         'classification',
