@@ -250,8 +250,8 @@ def write_scene(
 def semantic_mask(scene: Scene) -> np.ndarray:
     """Returns the map of classes of a scene, (H, W): 0 is background, k + 1 the digit k.
 
-    A digit's region is the convex hull of its ink. Of a thin stroke no pixel shows which digit it
-    is a part of, and small networks trained for minutes never find out.
+    A digit's region is the convex hull of its ink: a pixel of a thin stroke does not show which
+    digit it is a part of, which is much to ask of a small network trained for minutes.
     """
     import cv2
 

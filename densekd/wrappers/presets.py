@@ -37,7 +37,7 @@ def expand(
     build = PRESETS.get(preset, 'preset')
     if getattr(build, 'mutual', False):
         return _expand_mutually(preset, at, learners, tutors, anatomy_of)
-    # Without a teacher of their own, the student's peers teach it.
+    # A peer that learns teaches the student, too.
     teaching = {**tutors, **{n: m for n, m in learners.items() if n != STUDENT}}
     if len(teaching) > 1 and not getattr(build, 'several', False):
         fitting = [n for n in sorted(PRESETS) if getattr(PRESETS.get(n, ''), 'several', False)]

@@ -2,8 +2,8 @@
 
 Command: densekd demo --detector faster-rcnn --method cwd
 
-The weight was chosen for these scenes (projects/digits_benchmark), a tenth of what public
-ports to detectors have.
+The weight is the one chosen for RetinaNet on these scenes (projects/digits_benchmark), a tenth of
+what public ports to detectors have.
 """
 
 _base_ = ['../../../../digits/faster_rcnn_r18w16_6e_digits.py']

@@ -2,8 +2,8 @@
 
 Command: densekd demo --detector faster-rcnn --method mgd
 
-The weight was chosen for these scenes (projects/digits_benchmark), ten times what is
-published: a sum over small maps is small.
+The weight is the one chosen for RetinaNet on these scenes (projects/digits_benchmark), and not
+tuned anew.
 """
 
 _base_ = ['../../../../digits/faster_rcnn_r18w16_6e_digits.py']
