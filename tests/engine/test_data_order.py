@@ -19,6 +19,7 @@ from densekd.engine.data_order import (
     SeededSampler,
     SkippingBatches,
     mixed,
+    seed_everything,
     seeded_loader,
     skip_batches,
 )
@@ -243,6 +244,25 @@ def test_a_plain_index_is_not_seeded() -> None:
     wanted = random.random()
     random.seed(3)
     assert SeededDataset(Augmented())[0][1] == wanted
+
+
+def test_seeding_is_torchs_own_and_files_nothing_for_accelerators_never_used(monkeypatch) -> None:
+    """Where none is in use, torch notes each seed with a stack trace: slow, and never freed."""
+    torch.manual_seed(12)
+    expected = torch.rand(3)
+    noted = []
+    monkeypatch.setattr('traceback.format_stack', lambda *a, **k: noted.append(1) or [])
+    seed_everything(12)
+    assert torch.equal(torch.rand(3), expected)
+    assert not noted
+
+
+def test_an_accelerator_in_use_is_seeded(monkeypatch) -> None:
+    seeds = []
+    monkeypatch.setattr(torch.cuda, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeds.append)
+    seed_everything(12)
+    assert seeds == [12]
 
 
 def test_a_seeded_loader_and_an_iterable_dataset_stay_as_they_are() -> None:
