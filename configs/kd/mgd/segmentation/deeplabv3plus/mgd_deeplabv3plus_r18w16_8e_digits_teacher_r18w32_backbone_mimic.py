@@ -1,0 +1,37 @@
+"""MGD on the deepest features, CWD on the logits: DeepLabV3+ on digit masks, R-18 of width 16 by width 32.
+
+Command, after the teacher's: densekd train CONFIG, with CONFIG =
+    configs/kd/mgd/segmentation/deeplabv3plus/mgd_deeplabv3plus_r18w16_8e_digits_teacher_r18w32_backbone_mimic.py
+"""
+
+_base_ = ['../../../../digits/deeplabv3plus_r18w16_8e_digits.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillSegmentor',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../digits/deeplabv3plus_r18w32_10e_digits.py',
+        checkpoint='work_dirs/deeplabv3plus_r18w32_10e_digits/epoch_10.pth',
+    ),
+    distillers=[
+        dict(
+            student_module='backbone.c5',
+            teacher_module='backbone.c5',
+            head=dict(
+                type='MGDDistillationHead',
+                loss=dict(type='MGDLoss', loss_weight=2e-5, masked=0.75),
+                name='mgd_c5',
+            ),
+        ),
+        dict(
+            student_module='decode.logits',
+            teacher_module='decode.logits',
+            head=dict(
+                type='CWDDistillationHead',
+                loss=dict(type='CWDLoss', loss_weight=3.0, tau=4.0),
+                name='cwd',
+            ),
+        ),
+    ],
+)
