@@ -2,6 +2,9 @@
 
 Command, after the teacher's: densekd train CONFIG, with CONFIG =
     configs/kd/ofd/segmentation/deeplabv3plus/ofd_deeplabv3plus_r18w16_8e_digits_teacher_r18w32_backbone_mimic.py
+
+The weights were chosen for these scenes (projects/digits_benchmark), ten times what is published:
+a sum over small maps is small.
 """
 
 _base_ = ['../../../../digits/deeplabv3plus_r18w16_8e_digits.py']
@@ -14,6 +17,18 @@ model = dict(
         model='{{ fileDirname }}/../../../../digits/deeplabv3plus_r18w32_10e_digits.py',
         checkpoint='work_dirs/deeplabv3plus_r18w32_10e_digits/epoch_10.pth',
     ),
-    preset='ofd',
-    at='backbone',
+    distillers=[
+        dict(
+            student_module=f'backbone.{stage}.pre_relu',
+            teacher_module=f'backbone.{stage}.pre_relu',
+            head=dict(
+                type='OFDDistillationHead',
+                loss=dict(type='OFDLoss', loss_weight=1e-4 / divisor),
+                name=f'ofd_{stage}',
+            ),
+            lr_mult=10.0,
+            schedule=dict(by='epoch', connectors_first=1),
+        )
+        for stage, divisor in (('c2', 8), ('c3', 4), ('c4', 2), ('c5', 1))
+    ],
 )
