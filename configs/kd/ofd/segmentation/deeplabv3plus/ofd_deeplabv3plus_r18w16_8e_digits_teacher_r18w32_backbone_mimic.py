@@ -3,8 +3,8 @@
 Command, after the teacher's: densekd train CONFIG, with CONFIG =
     configs/kd/ofd/segmentation/deeplabv3plus/ofd_deeplabv3plus_r18w16_8e_digits_teacher_r18w32_backbone_mimic.py
 
-The weights were chosen for these scenes (projects/digits_benchmark), ten times what is published:
-a sum over small maps is small.
+The weights were chosen for these scenes (projects/digits_benchmark), ten times what is
+published: a sum over small maps is small.
 """
 
 _base_ = ['../../../../digits/deeplabv3plus_r18w16_8e_digits.py']
