@@ -205,8 +205,7 @@ def train_and_score(
         DataError: If the folder holds a run of another seed, detector or setting.
     """
     from densekd.engine.run import evaluate, prepare, write_json
-    from densekd.engine.sequences import train_rounds
-    from densekd.engine.stages import train_stages
+    from densekd.engine.sequences import train_config
 
     folder = out / name
     cfg = prepare(config, folder, {**(options or {}), 'randomness.seed': seed})
@@ -217,9 +216,8 @@ def train_and_score(
         _check_folder(folder, cfg)
         clock = Clock(folder, shown)
         token = LISTENER.set(clock)
-        train = train_rounds if cfg.get('rounds') is not None else train_stages
         try:
-            checkpoint = train(_for_the_demo(cfg), resume=True)
+            checkpoint = train_config(_for_the_demo(cfg), resume=True)
         finally:
             LISTENER.reset(token)
         clock.epoch_saved()

@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, and names the next command."""
     from densekd.engine.run import prepare
-    from densekd.engine.sequences import train_rounds
-    from densekd.engine.stages import train_stages
+    from densekd.engine.sequences import train_config
 
     options.set_local_rank(args)
     given = options.parse_options(args.cfg_options)
@@ -38,8 +37,9 @@ def run(args: argparse.Namespace) -> int:
         scaling = dict(cfg.get('auto_scale_lr') or {})
         scaling['enable'] = True
         cfg.auto_scale_lr = scaling
-    train = train_rounds if cfg.get('rounds') is not None else train_stages
-    last = train(cfg, resume=args.resume, preflight=not args.no_check, trust=args.trust_checkpoint)
+    last = train_config(
+        cfg, resume=args.resume, preflight=not args.no_check, trust=args.trust_checkpoint
+    )
     if options.is_main_process():
         best = sorted(last.parent.glob('best_*.pth'))
         print(f'\nThe student: {best[-1] if best else last}')

@@ -30,6 +30,7 @@ from densekd.engine.run import (
     write_json,
 )
 from densekd.engine.runner import latest_checkpoint
+from densekd.engine.stages import train_stages
 from densekd.errors import CheckpointError, ConfigError, DenseKDError, did_you_mean
 from densekd.wrappers.build import model_config
 from densekd.wrappers.config import plain
@@ -150,6 +151,18 @@ def _change_model(model: Any, one: Mapping[str, Any], before: Any) -> None:
         model.student = model_config(one['student'], 'student')  # a path's, as if written here
     if before is not None:
         model.teacher = copy.deepcopy(before)
+
+
+def train_config(
+    cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = False
+) -> Path:
+    """Trains a config by its rounds, by its stages or at once, and returns the last checkpoint.
+
+    Raises:
+        DenseKDError: As `train_rounds`, `train_stages` and `train` do.
+    """
+    by = train_rounds if cfg.get('rounds') is not None else train_stages
+    return by(cfg, resume, preflight, trust)
 
 
 def train_rounds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
+from densekd.cli.demo_progress import Reporter
+from densekd.cli.demo_steps import train_and_score
+from densekd.cli.main import main
 from densekd.core.checkpoint import file_hash, read_checkpoint
+from densekd.engine import sequences
 from densekd.engine.run import train
 from densekd.engine.runner import latest_checkpoint
-from densekd.engine.sequences import parse_rounds, round_config, train_rounds
+from densekd.engine.sequences import parse_rounds, round_config, train_config, train_rounds
 from densekd.errors import CheckpointError, ConfigError, DataError
 from tests.helpers.classifier_runs import labels_config
 from tests.helpers.classifiers import classifier
+from tests.helpers.commands import write_config
 from tests.helpers.detectors import entry
 from tests.helpers.runs import KILLED, differences, in_process
 
@@ -219,3 +225,46 @@ def test_other_rounds_and_a_damaged_file_are_refused(finished: Config, digits: P
             train_rounds(config(digits, root), resume=True, preflight=False)
     finally:
         (root / 'rounds.json').write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ('given', 'by'),
+    [
+        ({}, 'train_stages'),
+        ({'rounds': None}, 'train_stages'),
+        ({'stages': [dict(name='a')]}, 'train_stages'),
+        ({'rounds': ROUNDS}, 'train_rounds'),
+        ({'rounds': []}, 'train_rounds'),  # which says what is wrong with it
+    ],
+)
+def test_a_config_says_itself_how_it_is_trained(
+    given: dict[str, Any], by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[Any] = []
+    for name in ('train_rounds', 'train_stages'):
+        said = f'{name}.pth'
+        monkeypatch.setattr(
+            sequences, name, lambda *all_given, said=said: met.append(all_given) or Path(said)
+        )
+    cfg = Config(given)
+    assert train_config(cfg, resume=True, preflight=False, trust=True) == Path(f'{by}.pth')
+    assert train_config(cfg) == Path(f'{by}.pth')
+    assert met == [(cfg, True, False, True), (cfg, False, True, False)]
+
+
+def test_the_commands_leave_the_choice_to_one_function(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def reach(cfg: Any, **_: Any) -> None:
+        raise Reached([one['name'] for one in cfg.rounds])
+
+    monkeypatch.setattr(sequences, 'train_config', reach)
+    path = write_config(config(digits, tmp_path / 'run')._cfg_dict.to_dict(), tmp_path / 'c.py')
+    with pytest.raises(Reached, match='first'):
+        main(['train', str(path), '--no-check'])
+    quiet = Reporter(io.StringIO())
+    with pytest.raises(Reached, match='first'):
+        train_and_score('run', path, tmp_path / 'demo', 0, quiet)
