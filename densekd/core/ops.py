@@ -13,25 +13,35 @@ from torch import Tensor
 from densekd.errors import ConfigError, ShapeError, did_you_mean
 
 ALIGNMENTS = ('to_teacher', 'to_student', 'pool_larger', 'strict')
+LARGE = 1e6  # rows with greater values are scaled before they are squared
 
 
 def l2n(x: Tensor, dim: int | tuple[int, ...] = -1, tiny: float = 1e-24) -> Tensor:
     """Scales `x` to unit Euclidean length along `dim`; a zero row stays zero.
 
     The gradient of a row with squared length at most `tiny` is zero. `F.normalize` has a gradient
-    of 1e12 there, and division by a guarded norm has NaN, since the root has no slope at 0.
+    of 1e12 there, and division by a guarded norm has NaN, since the root has no slope at 0. Large
+    rows are right as long as they are finite, also where their squares are not.
 
     Example:
         >>> l2n(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    square = x.square().sum(dim, keepdim=True)
+    if not x.numel():
+        return x  # an empty row has no largest value
+    wide = float_island(x)
+    # A unit row does not depend on the row's scale, so that its peak is a constant to the gradient.
+    # In float32 squares overflow from 1e19 on, and from a length of 1e15 on 1/length cubed, which
+    # the gradient has, is 0. Selected and not branched on, which would make a GPU wait.
+    peak = torch.linalg.vector_norm(wide.detach(), torch.inf, dim, keepdim=True)
+    wide = wide / torch.where(peak > LARGE, peak, 1.0)
+    square = wide.square().sum(dim, keepdim=True)
     alive = ~(square <= tiny)  # and not `square > tiny`, which would hide a NaN
     # Two selections: the inner keeps the root away from 0, so that the outer one's zero gradient
     # is not multiplied by an infinity.
-    scale = torch.where(alive, square, torch.ones_like(square)).rsqrt()
-    return torch.where(alive, x * scale, torch.zeros_like(x))
+    scale = torch.where(alive, square, 1.0).rsqrt()
+    return (wide * torch.where(alive, scale, 0.0)).to(x.dtype)
 
 
 def float_island(x: Tensor) -> Tensor:

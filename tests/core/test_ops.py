@@ -77,8 +77,54 @@ def test_l2n_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(l2n, (x,))
 
 
-def test_l2n_hides_no_nan() -> None:
-    assert l2n(torch.tensor([[float('nan'), 1.0]])).isnan().any()
+LARGE_ROWS = [
+    (torch.float16, 3e4),
+    (torch.bfloat16, 1e38),
+    (torch.float32, 1e10),
+    (torch.float32, 1e16),
+    (torch.float32, 1e20),
+    (torch.float32, 1e38),
+    (torch.float64, 1e155),
+    (torch.float64, 1e307),
+]
+
+
+@pytest.mark.parametrize(('dtype', 'scale'), LARGE_ROWS)
+@pytest.mark.parametrize('dim', [1, (1, 2), -1])
+def test_l2n_of_large_values_is_that_of_float64(
+    dtype: torch.dtype, scale: float, dim: int | tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    small, weight = torch.rand(2, 3, 4, 50, dtype=torch.float64, generator=generator) * 4 - 2
+    # The reference has the very values that the row has, at a scale that nothing overflows at.
+    x = (small * scale).to(dtype).requires_grad_()
+    exact = (x.detach().double() / scale).requires_grad_()
+    unit, expected = l2n(x, dim), exact / exact.norm(dim=dim, keepdim=True)
+    (unit * weight.to(dtype)).sum().backward()
+    (expected * weight).sum().backward()
+    precision = 8 * torch.finfo(dtype).eps
+    assert unit.dtype == dtype
+    torch.testing.assert_close(unit.double(), expected, rtol=precision, atol=precision)
+    torch.testing.assert_close(
+        x.grad.double() * scale, exact.grad, rtol=0.0, atol=4 * precision * exact.grad.abs().max()
+    )
+
+
+def test_l2n_leaves_rows_beside_a_large_one_as_they_are() -> None:
+    row, large = torch.tensor([[0.3, -7.0, 2e5]]), torch.tensor([[1e30, 1.0, -1e30]])
+    assert torch.equal(l2n(torch.cat([row, large]))[:1], l2n(row))
+    assert torch.equal(l2n(row), row * row.square().sum().rsqrt())
+
+
+@pytest.mark.parametrize('shape', [(0, 3), (2, 0)])
+def test_l2n_takes_no_rows_and_empty_rows(shape: tuple[int, int]) -> None:
+    x = torch.ones(shape, requires_grad=True)
+    assert l2n(x).shape == shape and l2n(x).requires_grad
+
+
+@pytest.mark.parametrize('value', ['nan', 'inf', '-inf'])
+def test_l2n_hides_nothing_that_is_not_finite(value: str) -> None:
+    assert l2n(torch.tensor([[float(value), 1.0]])).isnan().any()
 
 
 # Precision --------------------------------------------------------------------------------------
