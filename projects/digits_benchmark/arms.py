@@ -55,7 +55,7 @@ SETTINGS = {
         {'mIoU': 'mIoU', 'mAcc': 'mAcc'},
         scale=0.01,
         control_method='cwd',
-        equal_epochs=11,
+        equal_epochs=12,
         long_epochs=16,
     ),
     'resnet': Setting(
