@@ -11,7 +11,8 @@ Expected: no figure is published; alone the student has 67.86 top-1 and the teac
 Its two stages: the layers up to the hint learn it and nothing else, then the whole student learns
 soft labels with its settings, temperature 4 and alpha 0.9; one tenth of the loss is the labels'. It
 does not say how long the first is, nor where the hint. Here it is at the end of the second of three
-residual stages; the 50 epochs from a tenth of the learning rate are the first stage of the config
+residual stages, with RepDistiller's weight of 100 and, as there, a normalisation in the regressor,
+ahead of its ReLU; the 50 epochs from a tenth of the learning rate are the first stage of the config
 of FSP.
 """
 
@@ -32,7 +33,18 @@ stages = [
         name='hint',
         train=[f'backbone.{part}' for part in ('conv1', 'bn1', 'layer1', 'layer2')]
         + ['distillers'],
-        preset='fitnet',
+        distillers=[
+            dict(
+                student_module='backbone.c3',
+                teacher_module='backbone.c3',
+                head=dict(
+                    type='FitNetDistillationHead',
+                    loss=dict(type='FitNetLoss', loss_weight=100.0),
+                    stu_connector=dict(type='ConvConnector', norm='BN', act='relu'),
+                    name='fitnet_c3',
+                ),
+            )
+        ],
         task_loss=False,
         train_cfg=dict(max_epochs=50),
         optim_wrapper=dict(optimizer=dict(lr=0.01)),
