@@ -1,4 +1,4 @@
-"""MGD on the deepest features, CWD on the logits: DeepLabV3+ on digit masks, R-18 of width 16 by width 32.
+"""MGD on the deepest features and CWD on the logits: digit masks, R-18 of width 16 by width 32.
 
 Command, after the teacher's: densekd train CONFIG, with CONFIG =
     configs/kd/mgd/segmentation/deeplabv3plus/mgd_deeplabv3plus_r18w16_8e_digits_teacher_r18w32_backbone_mimic.py
