@@ -672,6 +672,72 @@ def unknown_optimizer(run: Setting) -> None:
     run.cfg['optim_wrapper']['optimizer']['type'] = 'AdamWW'
 
 
+NO_OPTIMIZER = (
+    "optim_wrapper.optimizer: a dict such as dict(type='AdamW', lr=0.001) is needed, not "
+)
+
+
+@case(f'{NO_OPTIMIZER}1.')
+def optimizer_that_is_a_number(run: Setting) -> None:
+    run.argv += ['--cfg-options', 'optim_wrapper.optimizer=1']
+
+
+@case(f"{NO_OPTIMIZER}'AdamW'.")
+def optimizer_that_is_a_name(run: Setting) -> None:
+    run.cfg['optim_wrapper']['optimizer'] = 'AdamW'
+
+
+@case(f"{NO_OPTIMIZER}'AdamW'.")
+def optimizer_that_is_a_name_without_the_proof(run: Setting) -> None:
+    run.cfg['optim_wrapper']['optimizer'] = 'AdamW'
+    run.argv.append('--no-check')
+
+
+@case(
+    'optim_wrapper.optimizer: there is none, so that nothing would be trained. Give one, such as '
+    "dict(type='AdamW', lr=0.001)."
+)
+def no_optimizer(run: Setting) -> None:
+    run.cfg['optim_wrapper'].pop('optimizer')
+
+
+@case(NO_OPTIMIZER.replace('0.001)', '0.001), or a list of such,') + '1.')
+def optimizer_that_is_a_number_beside_a_constructor(run: Setting) -> None:
+    run.cfg['optim_wrapper'].update(constructor='DefaultOptimWrapperConstructor', optimizer=1)
+
+
+@case(
+    "optim_wrapper: a dict such as dict(type='OptimWrapper', optimizer=dict(type='AdamW', "
+    "lr=0.001)) is needed, not 'AdamW'."
+)
+def optim_wrapper_that_is_a_name(run: Setting) -> None:
+    run.cfg['optim_wrapper'] = 'AdamW'
+
+
+@case(
+    'optim_wrapper: there is none, so that nothing would be trained. Give one, such as '
+    "dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.001))."
+)
+def no_optim_wrapper(run: Setting) -> None:
+    run.argv += ['--cfg-options', 'optim_wrapper=None', '--no-check']
+
+
+@case(
+    "param_scheduler: a dict such as dict(type='MultiStepLR', milestones=[8, 11]), or a list of "
+    'such, is needed, not 0.1.'
+)
+def scheduler_that_is_a_number(run: Setting) -> None:
+    run.cfg['param_scheduler'] = 0.1
+
+
+@case(
+    "param_scheduler[1]: a dict such as dict(type='MultiStepLR', milestones=[8, 11]) is needed, "
+    "not 'MultiStepLR'."
+)
+def scheduler_that_is_a_name(run: Setting) -> None:
+    run.cfg['param_scheduler'].append('MultiStepLR')
+
+
 @case("train_cfg: EpochBasedTrainLoop takes no 'max_epoch'. Did you mean 'max_epochs'…")
 def loop_with_another_key(run: Setting) -> None:
     run.cfg['train_cfg']['max_epoch'] = 2
@@ -756,6 +822,8 @@ def test_a_sentence_before_the_first_step(name: str, run: Setting, workplace: Pa
         'factor_that_is_no_number',
         'boxes_of_an_unknown_head',
         'boxes_that_the_student_lacks',
+        'optimizer_that_is_a_name',
+        'scheduler_that_is_a_number',
     ],
 )
 def test_check_says_the_same(name: str, run: Setting) -> None:

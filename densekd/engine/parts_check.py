@@ -9,6 +9,9 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmengine.optim import OptimWrapper, _ParamScheduler
+from torch.optim import Optimizer
+
 from densekd.engine.data_checks import datasets
 from densekd.engine.weighed_losses import check_class_weights
 from densekd.errors import ConfigError, did_you_mean
@@ -21,9 +24,60 @@ DEFAULT_HOOKS = {
     'sampler_seed': 'DistSamplerSeedHook', 'param_scheduler': 'ParamSchedulerHook',
     'checkpoint': 'CheckpointHook',
 }  # fmt: skip
+# What stands in a config, and what it says where it is meant to be read.
+OPTIMIZER = "dict(type='AdamW', lr=0.001)"
+WRAPPER = f"dict(type='OptimWrapper', optimizer={OPTIMIZER})"
+SCHEDULER = "dict(type='MultiStepLR', milestones=[8, 11])"
 
 # A part: its place, its config, the registry, what the runner adds, what it takes away.
 Part = tuple[str, Mapping[str, Any], str, tuple[str, ...], tuple[str, ...]]
+
+
+def check_optimisation(cfg: Any) -> None:
+    """Refuses optimisers and schedulers that are no dicts, on which mmengine stops far inside.
+
+    Args:
+        cfg: A config; what it leaves out may still come from a stage or a round.
+
+    Raises:
+        ConfigError: Naming the place.
+    """
+    wrapper, schedulers = cfg.get('optim_wrapper'), cfg.get('param_scheduler')
+    if wrapper is not None:
+        _refuse_other('optim_wrapper', wrapper, WRAPPER)
+    if isinstance(wrapper, Mapping) and 'optimizer' in wrapper:
+        several = 'constructor' in wrapper  # as one of the user's may make
+        _refuse_other('optim_wrapper.optimizer', wrapper['optimizer'], OPTIMIZER, several)
+    if schedulers is not None:
+        _refuse_other('param_scheduler', schedulers, SCHEDULER, several=True)
+
+
+def _refuse_other(where: str, value: Any, example: str, several: bool = False) -> None:
+    """Refuses what is neither a dict nor built already, nor a list where there may be `several`."""
+    if several and isinstance(value, (list, tuple)):
+        for i, one in enumerate(value):
+            _refuse_other(f'{where}[{i}]', one, example)
+    elif not isinstance(value, (Mapping, OptimWrapper, Optimizer, _ParamScheduler)):
+        such = f'{example}, or a list of such,' if several else example
+        raise ConfigError(f'{where}: a dict such as {such} is needed, not {value!r}.')
+
+
+def refuse_no_optimizer(cfg: Any) -> None:
+    """Refuses a config that names nothing to train with.
+
+    Raises:
+        ConfigError: Naming the place.
+    """
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None:
+        where, example = 'optim_wrapper', WRAPPER
+    elif isinstance(wrapper, Mapping) and not {'optimizer', 'constructor'} & wrapper.keys():
+        where, example = 'optim_wrapper.optimizer', OPTIMIZER
+    else:
+        return
+    raise ConfigError(
+        f'{where}: there is none, so that nothing would be trained. Give one, such as {example}.'
+    )
 
 
 def check_parts(cfg: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from densekd.engine.optim import unwrapped
+from densekd.engine.parts_check import check_optimisation, refuse_no_optimizer, register
 from densekd.engine.runner import DistillRunner, latest_checkpoint
 from densekd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from densekd.registry import check_arguments
@@ -90,7 +91,8 @@ def prepare(
         launcher: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
 
     Raises:
-        ConfigError: If the config has no model, or asks for what this machine has not.
+        ConfigError: If the config has no model, its optimiser or a scheduler is no dict, or it
+            asks for what this machine has not.
     """
     cfg = copy.deepcopy(load_config(cfg))
     if options:
@@ -120,6 +122,7 @@ def prepare(
         names = None if model.get('classes') else training_classes(cfg)
         if names:
             cfg.model.classes = names  # by which the teacher's are found
+    check_optimisation(cfg)
     if amp:
         _use_amp(cfg)
     cfg.launcher = launcher
@@ -136,7 +139,6 @@ def training_classes(cfg: Any) -> list[str] | None:
     from mmengine.registry import DATASETS
 
     from densekd.engine.data_checks import datasets
-    from densekd.engine.parts_check import register
 
     for _, dataset in datasets(cfg, ('train',)):
         given = dataset.get('metainfo') or {}
@@ -240,6 +242,7 @@ def ready(
     from densekd.engine.pretrained import with_local_weights
     from densekd.wrappers.build import without_pretrained
 
+    refuse_no_optimizer(cfg)
     if preflight:
         check_before_training(cfg, handed)
     if resume and latest_checkpoint(cfg.work_dir) is not None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from densekd.engine.parts_check import check_optimisation
 from densekd.engine.run import (
     RUN_FILE,
     claim,
@@ -108,7 +109,8 @@ def round_config(cfg: Any, one: Mapping[str, Any], before: Any) -> Any:
         before: The teacher that the round before leaves, as in `model.teacher`; None for the first.
 
     Raises:
-        ConfigError: If the round's own config can't be read, or has no place for a teacher.
+        ConfigError: If the round's own config can't be read, has no place for a teacher, or has an
+            optimiser or a scheduler that is no dict.
     """
     work_dir = Path(cfg.work_dir) / one['name']
     if one.get('config'):
@@ -127,6 +129,7 @@ def round_config(cfg: Any, one: Mapping[str, Any], before: Any) -> Any:
     for key in REPLACED:
         if key in one:
             own[key] = copy.deepcopy(one[key])
+    check_optimisation(own)
     # mmengine keeps what belongs to an experiment by its name and the second it began in.
     given = own.get('experiment_name') or Path(getattr(cfg, 'filename', None) or 'rounds').stem
     own.experiment_name = f'{given}_{one["name"]}'

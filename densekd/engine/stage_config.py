@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from densekd.engine.parts_check import check_optimisation
 from densekd.engine.run import is_distillation
 from densekd.errors import ConfigError, did_you_mean
 
@@ -84,7 +85,8 @@ def stage_config(cfg: Any, stage: Mapping[str, Any]) -> Any:
     """Returns the config of one stage's runner; keys that it does not say are the config's own.
 
     Raises:
-        ConfigError: If a dict of the stage can't be merged with the config's.
+        ConfigError: If a dict of the stage can't be merged with the config's, or its optimiser or a
+            scheduler is no dict.
     """
     one = copy.deepcopy(cfg)
     one.pop('stages')
@@ -105,9 +107,10 @@ def stage_config(cfg: Any, stage: Mapping[str, Any]) -> Any:
         model['trainable'] = ['*']
     for key in ('optim_wrapper', 'train_cfg'):
         if key in stage:
-            one[key] = _merged(one.get(key) or {}, stage[key], f'stage {stage["name"]!r}: {key}')
+            one[key] = _merged(one.get(key) or {}, stage[key], key)
     if 'param_scheduler' in stage:
         one.param_scheduler = copy.deepcopy(stage['param_scheduler'])
+    check_optimisation(one)
     if stage.get('task_loss') is not None:
         model['task_loss'] = stage['task_loss']
     if model.get('task_loss') is False:

@@ -75,9 +75,9 @@ def train_stages(
     handed = check_hand_over(cfg, stages)
     configs = []
     for stage, weights in zip(stages, handed, strict=True):
-        one, check = stage_config(cfg, stage), preflight and stage['name'] not in done
+        check = preflight and stage['name'] not in done
         with of_stage(stage['name']):
-            configs.append(ready(one, resume, check, trust, weights))
+            configs.append(ready(stage_config(cfg, stage), resume, check, trust, weights))
     mark(cfg)
     last: Path | None = None
     for i, (stage, one) in enumerate(zip(stages, configs, strict=True)):
@@ -149,11 +149,11 @@ def staged(cfg: Any) -> list[tuple[str, Any, dict[str, Tensor]]]:
     stages = parse_stages(cfg)
     if not stages:
         return [('', cfg, {})]
-    handed = check_hand_over(cfg, stages)
-    return [
-        (stage['name'], stage_config(cfg, stage), weights)
-        for stage, weights in zip(stages, handed, strict=True)
-    ]
+    found = []
+    for stage, weights in zip(stages, check_hand_over(cfg, stages), strict=True):
+        with of_stage(stage['name']):
+            found.append((stage['name'], stage_config(cfg, stage), weights))
+    return found
 
 
 # What is handed over -----------------------------------------------------------------------------

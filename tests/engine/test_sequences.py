@@ -191,6 +191,10 @@ def test_what_a_round_says_wins(digits: Path, tmp_path: Path) -> None:
         ([dict(name='a', plain=True, take='bets')], "there is no 'bets'. Did you mean 'best'"),
         ([dict(name='a', plain=True, preset='kd', distillers=[])], 'preset or distillers'),
         ([dict(name='a', plain=True, train_cfg=3)], r'rounds\[0\].train_cfg: a dict is needed'),
+        (
+            [dict(name='a', plain=True), dict(name='b', optim_wrapper=dict(optimizer='SGD'))],
+            "^round 'b': optim_wrapper.optimizer: a dict such as .* is needed, not 'SGD'.$",
+        ),
     ],
 )
 def test_what_is_wrong_is_a_sentence(

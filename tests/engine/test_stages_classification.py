@@ -426,7 +426,20 @@ BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
     ),
     'a second stage that can not be merged': (
         [dict(name='a', preset='ab'), dict(name='b', preset='kd', optim_wrapper=dict(type={}))],
-        "stage 'b': optim_wrapper: ",
+        "^stage 'b': optim_wrapper: ",
+    ),
+    'a stage that can not be merged, and hands over connectors': (
+        [
+            dict(
+                name='a', distillers=[AUTOENCODER], hand_over=['distillers'],
+                optim_wrapper=dict(type={}),
+            ),
+        ],
+        "^stage 'a': optim_wrapper: ",
+    ),
+    'a scheduler that is a number': (
+        [dict(name='a', preset='ab'), dict(name='b', preset='kd', param_scheduler=[3])],
+        r"^stage 'b': param_scheduler\[0\]: a dict such as .* is needed, not 3.$",
     ),
     'a text for a list': ([dict(name='a', train='backbone', preset='ab')], 'a list of patterns'),
     'a number for a dict': ([dict(name='a', train_cfg=3, preset='ab')], 'train_cfg: a dict is'),
@@ -487,5 +500,8 @@ def test_a_stage_changes_what_it_says_and_keeps_the_rest(digits: Path, tmp_path:
     assert stage_config(cfg, dict(name='a', train_cfg=loop)).train_cfg == dict(
         type='IterBasedTrainLoop', max_iters=3
     )
-    with pytest.raises(ConfigError, match="stage 'a': train_cfg: "):
+    with pytest.raises(ConfigError, match='^train_cfg: '):
         stage_config(cfg, dict(name='a', train_cfg=dict(max_epochs=dict(of=3))))
+    own = cfg.optim_wrapper.pop('optimizer')  # which each stage may have for itself
+    one = stage_config(prepare(cfg), dict(name='a', optim_wrapper=dict(optimizer=own)))
+    assert one.optim_wrapper.optimizer == own
