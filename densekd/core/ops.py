@@ -21,7 +21,8 @@ def l2n(x: Tensor, dim: int | tuple[int, ...] = -1, tiny: float = 1e-24) -> Tens
 
     The gradient of a row with squared length at most `tiny` is zero. `F.normalize` has a gradient
     of 1e12 there, and division by a guarded norm has NaN, since the root has no slope at 0. Large
-    rows are right as long as they are finite, also where their squares are not.
+    rows are right as long as they are finite, also where their squares are not. Whole numbers come
+    back in float32.
 
     Example:
         >>> l2n(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -41,7 +42,8 @@ def l2n(x: Tensor, dim: int | tuple[int, ...] = -1, tiny: float = 1e-24) -> Tens
     # Two selections: the inner keeps the root away from 0, so that the outer one's zero gradient
     # is not multiplied by an infinity.
     scale = torch.where(alive, square, 1.0).rsqrt()
-    return (wide * torch.where(alive, scale, 0.0)).to(x.dtype)
+    unit = wide * torch.where(alive, scale, 0.0)
+    return unit.to(x.dtype) if x.is_floating_point() else unit
 
 
 def float_island(x: Tensor) -> Tensor:

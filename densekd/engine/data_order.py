@@ -42,7 +42,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # `torch.manual_seed` does this too. Where no accelerator has been used it also files a seed
-    # and a stack trace for each kind, at every call: half of a step on small images.
+    # and a stack trace for each kind at every call, and keeps them all: slow, and it grows.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

@@ -35,6 +35,10 @@ def test_l2n_gives_unit_rows() -> None:
     torch.testing.assert_close(l2n(x, dim=0), F.normalize(x, dim=0))
 
 
+def test_l2n_of_whole_numbers_is_not_cut_to_whole_numbers() -> None:
+    torch.testing.assert_close(l2n(torch.tensor([[3, 4]])), torch.tensor([[0.6, 0.8]]))
+
+
 def test_l2n_takes_several_dimensions() -> None:
     x = torch.randn(2, 3, 4, 5)
     unit = l2n(x, dim=(1, 2, 3))
