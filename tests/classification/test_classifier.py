@@ -89,6 +89,19 @@ def test_images_are_normalised() -> None:
     assert torch.allclose(data['inputs'], expected)
 
 
+def test_channels_last_reaches_every_map_and_changes_nothing() -> None:
+    network = CifarResNet(depth=8, base_channels=4).eval()
+    maps = []
+    for last in (False, True):
+        images = ImagePreprocessor(channels_last=last)(batch())['inputs']
+        found = [images, *network(images)]
+        layout = torch.channels_last if last else torch.contiguous_format
+        assert all(x.is_contiguous(memory_format=layout) for x in found)
+        maps.append(found)
+    for first, second in zip(*maps, strict=True):
+        torch.testing.assert_close(first, second)
+
+
 def test_unlike_sizes_are_a_sentence() -> None:
     data = batch()
     data['inputs'][1] = data['inputs'][1][:, :20]
