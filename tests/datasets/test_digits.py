@@ -269,9 +269,7 @@ def test_mmseg_reads_it(root):
 
 def test_the_same_spec_is_used_again_at_once(root):
     before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
-    start = time.perf_counter()
     make_digits(root, **TINY)
-    assert time.perf_counter() - start < 0.3
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
 
 
