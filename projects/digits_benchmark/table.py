@@ -172,7 +172,9 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, label: str) -> None:
         values = list(row['values'].values())
         axis.scatter([i] * len(values), values, s=18, alpha=0.7)
         axis.hlines(row['mean'], i - 0.25, i + 0.25, color='black', lw=1.5)
-    axis.set_xticks(range(len(rows)), [row['arm'] for row in rows])
+    # Broken at hyphens: the longest names are wider than their columns.
+    names = [row['arm'].replace('-', '-\n') for row in rows]
+    axis.set_xticks(range(len(rows)), names)
     axis.set_ylabel(label)
     axis.set_title('Each point is a seed, each bar a mean')
     axis.grid(axis='y', alpha=0.3)
