@@ -60,12 +60,12 @@ SETTINGS = {
     ),
     'resnet': Setting(
         'classification',
-        'resnet8w8_10e_digits',
-        'resnet20w16_10e_digits',
+        'resnet8w8_8e_digits',
+        'resnet20w16_12e_digits',
         {'top-1': 'accuracy/top1', 'top-5': 'accuracy/top5'},
         control_method='kd',
         equal_epochs=20,
-        long_epochs=30,
+        long_epochs=24,
     ),
 }
 # Every other arm is a method, by the name of its folder in configs/kd.

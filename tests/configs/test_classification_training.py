@@ -17,7 +17,7 @@ from densekd.wrappers.config import load_config
 from tests.configs.test_configs import ALL, DISTILLED, ROOT, stem
 
 ALONE = [name for name in ALL if name.startswith('configs/classification/')]
-PAIR = 'resnet8w8_10e_digits_teacher_resnet20w16'
+PAIR = 'resnet8w8_8e_digits_teacher_resnet20w16'
 DIGITS = f'configs/kd/kd/classification/resnet/kd_{PAIR}_head_mimic.py'
 TRAINED = {
     'configs/classification/resnet20_200e_cifar10.py': (8, 32),

@@ -14,7 +14,7 @@ from tests.helpers.detectors import batch, bounded, distilled, entry, faster_rcn
 
 DIGITS = (
     Path(__file__).resolve().parents[2] / 'configs/kd/kd/classification/resnet/'
-    'kd_resnet8w8_10e_digits_teacher_resnet20w16_head_mimic.py'
+    'kd_resnet8w8_8e_digits_teacher_resnet20w16_head_mimic.py'
 )
 
 

@@ -51,7 +51,7 @@ def test_a_setting_names_what_there_is(model):
 
 def test_a_name_says_what_tells_configs_of_one_method_apart():
     assert {'kd', 'kd-ema', 'kd-ensemble', 'feed-ensemble', 'feed-resnet8w8', 'ofd'} <= set(METHODS)
-    assert METHODS['kd'].stem == 'kd_resnet8w8_10e_digits_teacher_resnet20w16_head_mimic'
+    assert METHODS['kd'].stem == 'kd_resnet8w8_8e_digits_teacher_resnet20w16_head_mimic'
     found = demo_steps.methods_of('deeplabv3plus', 'segmentation')
     assert {'ofd-backbone', 'ofd-head', 'cwd'} <= set(found)
 

@@ -1,4 +1,4 @@
-"""Digits cut out of their scenes, as labelled images of 32x32 pixels: loading and evaluation.
+"""Digits cut out of their scenes, as labelled images of 24x24 pixels: loading and evaluation.
 
 The data is the folder of the detection configs; `densekd demo` writes it, or
 `python -c "from densekd.datasets import make_digits; make_digits('data/digits')"`.
@@ -35,7 +35,8 @@ train_dataloader = dict(
         metainfo=metainfo,
         pipeline=[
             dict(type='densekd.LoadImage'),
-            dict(type='densekd.PadCrop', size=32, padding=3),
+            dict(type='densekd.ResizeEdge', size=24),
+            dict(type='densekd.PadCrop', size=24, padding=2),
             dict(type='densekd.PackImage'),
         ],
     ),
@@ -52,7 +53,11 @@ val_dataloader = dict(
         split='val',
         metainfo=metainfo,
         test_mode=True,
-        pipeline=[dict(type='densekd.LoadImage'), dict(type='densekd.PackImage')],
+        pipeline=[
+            dict(type='densekd.LoadImage'),
+            dict(type='densekd.ResizeEdge', size=24),
+            dict(type='densekd.PackImage'),
+        ],
     ),
 )
 test_dataloader = dict(
@@ -67,7 +72,11 @@ test_dataloader = dict(
         split='test',
         metainfo=metainfo,
         test_mode=True,
-        pipeline=[dict(type='densekd.LoadImage'), dict(type='densekd.PackImage')],
+        pipeline=[
+            dict(type='densekd.LoadImage'),
+            dict(type='densekd.ResizeEdge', size=24),
+            dict(type='densekd.PackImage'),
+        ],
     ),
 )
 val_evaluator = dict(type='densekd.Accuracy', topk=(1, 5))

@@ -1,6 +1,6 @@
 """Stage by stage on cut-out digits: ResNet-8 of width 8 by ResNet-20 of width 16.
 
-Commands: densekd train configs/digits/resnet20w16_10e_digits.py
+Commands: densekd train configs/digits/resnet20w16_12e_digits.py
           densekd train CONFIG
     with CONFIG =
     configs/kd/sskd/classification/resnet/sskd_resnet8w8_12e_digits_teacher_resnet20w16_backbone_mimic.py
@@ -9,15 +9,15 @@ Each residual stage of the student in turn learns the map of the teacher's, for 
 that comes before it as it was left; then the head learns the task on a backbone that rests.
 """
 
-_base_ = ['../../../../digits/resnet8w8_10e_digits.py']
+_base_ = ['../../../../digits/resnet8w8_8e_digits.py']
 
 model = dict(
     _delete_=True,
     type='densekd.DistillClassifier',
     student=_base_.model,
     teacher=dict(
-        model='{{ fileDirname }}/../../../../digits/resnet20w16_10e_digits.py',
-        checkpoint='work_dirs/resnet20w16_10e_digits/epoch_10.pth',
+        model='{{ fileDirname }}/../../../../digits/resnet20w16_12e_digits.py',
+        checkpoint='work_dirs/resnet20w16_12e_digits/epoch_12.pth',
     ),
 )
 

@@ -1,0 +1,44 @@
+"""FSP in two stages on cut-out digits: ResNet-8 of width 8 by ResNet-20 of width 16.
+
+Commands: densekd train configs/digits/resnet20w16_12e_digits.py
+          densekd train CONFIG
+    with CONFIG =
+    configs/kd/fsp/classification/resnet/fsp_resnet8w8_11e_digits_teacher_resnet20w16_backbone_mimic.py
+
+For 3 epochs, at a tenth of the learning rate, the backbone learns the flows between its stages; for
+8 the whole student learns the task alone.
+"""
+
+_base_ = ['../../../../digits/resnet8w8_8e_digits.py']
+
+model = dict(
+    _delete_=True,
+    type='densekd.DistillClassifier',
+    student=_base_.model,
+    teacher=dict(
+        model='{{ fileDirname }}/../../../../digits/resnet20w16_12e_digits.py',
+        checkpoint='work_dirs/resnet20w16_12e_digits/epoch_12.pth',
+    ),
+)
+
+short = [
+    dict(
+        type='OneCycleLR',
+        eta_max=2e-3,
+        total_steps=3,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+stages = [
+    dict(
+        name='init',
+        train=['backbone', 'distillers'],
+        preset='fsp',
+        task_loss=False,
+        train_cfg=dict(max_epochs=3),
+        param_scheduler=short,
+        hand_over=['backbone'],
+    ),
+    dict(name='train', distillers=[]),
+]
