@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/kd/{0}/classification/resnet/{0}_resnet8w8_{1}e_digits_teacher_resnet20w16_'
 SHIPPED = {
     name: f'{CONFIG.format(name, epochs)}backbone_mimic.py'
-    for name, epochs in (('ab', 13), ('fitnet', 13), ('fsp', 13), ('ft', 13), ('sskd', 12))
+    for name, epochs in (('ab', 11), ('fitnet', 11), ('fsp', 11), ('ft', 11), ('sskd', 12))
 }
 BATCH = 16
 

@@ -56,6 +56,7 @@ val_dataloader = dict(
         pipeline=[
             dict(type='densekd.LoadImage'),
             dict(type='densekd.ResizeEdge', size=24),
+            dict(type='densekd.CenterCrop', size=24),
             dict(type='densekd.PackImage'),
         ],
     ),
@@ -75,6 +76,7 @@ test_dataloader = dict(
         pipeline=[
             dict(type='densekd.LoadImage'),
             dict(type='densekd.ResizeEdge', size=24),
+            dict(type='densekd.CenterCrop', size=24),
             dict(type='densekd.PackImage'),
         ],
     ),

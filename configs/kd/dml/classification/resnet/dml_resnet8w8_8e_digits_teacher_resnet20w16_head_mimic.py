@@ -8,7 +8,7 @@ Each is scored after every epoch, the larger one as `wide/accuracy/top1`. The ch
 the small one; what the larger one learnt is in it under `densekd`:
 
     from densekd.engine.peers import export_peer
-    export_peer('work_dirs/…/epoch_10.pth', 'wide', 'wide.pth')
+    export_peer('work_dirs/…/epoch_8.pth', 'wide', 'wide.pth')
 """
 
 _base_ = ['../../../../digits/resnet8w8_8e_digits.py']

@@ -28,7 +28,7 @@ model = dict(
         dict(
             name='b',
             model=resnet20,
-            checkpoint='work_dirs/resnet20w16_12e_digits_seed1/epoch_10.pth',
+            checkpoint='work_dirs/resnet20w16_12e_digits_seed1/epoch_12.pth',
         ),
     ],
     preset='kd',
