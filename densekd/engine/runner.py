@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
@@ -20,6 +21,23 @@ from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
 
+class FormattedOnce(Config):
+    """A config that lays out its text again only if it has changed.
+
+    Each checkpoint holds that text, and laying it out takes half a second if there are distillers.
+    """
+
+    _last = ('', '')  # what it held, and its text: of the last one that was asked for
+
+    @property
+    def pretty_text(self) -> str:
+        """The config as Python code."""
+        content = repr(self._cfg_dict)
+        if content != FormattedOnce._last[0]:
+            FormattedOnce._last = (content, super().pretty_text)
+        return FormattedOnce._last[1]
+
+
 class DistillRunner(Runner):
     """Runs a plain config or a distillation config; both see the same data in the same order."""
 
@@ -29,6 +47,7 @@ class DistillRunner(Runner):
     def from_cfg(cls, cfg: Any) -> DistillRunner:
         """Builds the runner of a config."""
         cfg = cfg.copy()
+        object.__setattr__(cfg, '__class__', FormattedOnce)
         hooks = dict(cfg.get('default_hooks') or {})
         checkpoint = dict(hooks.get('checkpoint') or {'type': 'CheckpointHook', 'interval': 1})
         if checkpoint.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):

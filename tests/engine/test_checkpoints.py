@@ -19,7 +19,7 @@ from mmengine.model import ExponentialMovingAverage
 from densekd.core.checkpoint import read_checkpoint
 from densekd.engine import hooks, runner
 from densekd.engine.run import evaluate, student_config, train
-from densekd.engine.runner import DistillRunner, latest_checkpoint
+from densekd.engine.runner import DistillRunner, FormattedOnce, latest_checkpoint
 from densekd.errors import CheckpointError
 from densekd.wrappers.build import build_network
 from tests.helpers.detectors import DETECTORS, MODELS, distilled, entry, state, unlike
@@ -388,3 +388,21 @@ def test_an_error_while_saving_removes_nothing() -> None:
         hook.file_backend.remove('epoch_1.pth')
         assert backend.removed == []
     assert backend.removed == ['epoch_1.pth']
+
+
+def test_a_configs_text_is_laid_out_once_and_again_if_it_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is in each checkpoint of a run."""
+    laid_out = []
+
+    def text(self: Config) -> str:
+        laid_out.append(self)
+        return repr(self.to_dict())
+
+    monkeypatch.setattr(Config, 'pretty_text', property(text))
+    cfg = FormattedOnce(dict(model=dict(depth=8)))
+    texts = [c.pretty_text for c in (cfg, cfg, cfg.copy(), copy.deepcopy(cfg))]
+    assert len(laid_out) == 1 and len({*texts}) == 1
+    cfg.model.depth = 20
+    assert '20' in cfg.pretty_text and '20' not in texts[0] and len(laid_out) == 2
