@@ -64,7 +64,7 @@ SETTINGS = {
         'resnet20w16_12e_digits',
         {'top-1': 'accuracy/top1', 'top-5': 'accuracy/top5'},
         control_method='kd',
-        equal_epochs=20,
+        equal_epochs=18,
         long_epochs=24,
     ),
 }
@@ -204,8 +204,7 @@ def train(job: Job, args: argparse.Namespace) -> Run:
     elif job.arm == 'equal-time':
         options.update(longer(plain, args.equal_epochs))
     elif job.arm == 'long-schedule':
-        # As many iterations as on all data.
-        options.update(longer(plain, round(args.long_epochs / job.fraction)))
+        options.update(longer(plain, args.long_epochs))
     elif job.arm == 'untrained-teacher':
         config = methods[args.control_method]
         options.update(taught_by(untrained(wide, args.work_dir, job.seed), job.seed))
@@ -224,12 +223,16 @@ def train(job: Job, args: argparse.Namespace) -> Run:
 
 
 def part_of_data(job: Job) -> dict[str, Any]:
-    """Returns the overrides that leave a job its part of the training data, drawn by its seed."""
+    """Returns the overrides that leave a job its part of the training data, drawn by its seed.
+
+    An epoch has the part over and over, so that a job has as many iterations at each part.
+    """
     if job.fraction == 1:
         return {}
     return {
         'train_dataloader.dataset.fraction': job.fraction,
         'train_dataloader.dataset.fraction_seed': job.seed,
+        'train_dataloader.dataset.repeat': round(1 / job.fraction),
     }
 
 

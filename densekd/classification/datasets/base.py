@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 
 from densekd.classification.datasets.fraction import stratified
-from densekd.errors import DataError
+from densekd.errors import ConfigError, DataError
 
 
 class LabelledImages(BaseDataset):
@@ -19,10 +19,15 @@ class LabelledImages(BaseDataset):
         pipeline: The steps from a file or an array to a tensor.
         fraction: The share of each class that is used, drawn once and for all.
         fraction_seed: Of that choice.
+        repeat: How often an epoch has each image: a tenth of them, ten times over, makes as many
+            iterations as all.
         metainfo: `dict(classes=…)` names the classes.
         indices: How many images to keep, or which.
         test_mode: Whether it is for scoring.
         lazy_init: Whether nothing is read yet.
+
+    Raises:
+        ConfigError: If an epoch is to have no image, or parts of images.
     """
 
     def __init__(
@@ -31,12 +36,16 @@ class LabelledImages(BaseDataset):
         pipeline: Sequence[Any] = (),
         fraction: float = 1.0,
         fraction_seed: int = 0,
+        repeat: int = 1,
         metainfo: Mapping[str, Any] | None = None,
         indices: int | Sequence[int] | None = None,
         test_mode: bool = False,
         lazy_init: bool = False,
     ) -> None:
+        if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+            raise ConfigError(f'dataset.repeat: a whole number from 1 on, not {repeat!r}.')
         self.fraction, self.fraction_seed = fraction, fraction_seed
+        self.repeat = repeat
         steps: list[dict[str, Any] | Callable[..., Any]] = list(pipeline)
         super().__init__(
             metainfo=metainfo,
@@ -49,7 +58,7 @@ class LabelledImages(BaseDataset):
         )
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Returns the fraction of the images, whose labels are all classes.
+        """Returns the fraction of the images, as often as is asked; labels are all classes.
 
         Raises:
             DataError: If there are no images, a label is out of range, or a class is left empty.
@@ -66,9 +75,9 @@ class LabelledImages(BaseDataset):
                     f'{len(names) - 1}.'
                 )
         if self.fraction == 1:
-            return self.data_list
+            return self.data_list * self.repeat
         chosen = stratified(labels, self.fraction, self.fraction_seed, names, str(self.data_root))
-        return [self.data_list[i] for i in chosen]
+        return [self.data_list[i] for i in chosen] * self.repeat
 
     def get_cat_ids(self, idx: int) -> list[int]:
         """Returns the class of an image, for samplers that balance classes."""

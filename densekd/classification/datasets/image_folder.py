@@ -26,6 +26,7 @@ class ImageFolder(LabelledImages):
         pipeline: See `LabelledImages`, as for all that follow.
         fraction: The share of each class that is used.
         fraction_seed: Of that choice.
+        repeat: How often an epoch has each image.
         metainfo: `dict(classes=…)` names the classes.
         indices: How many images to keep, or which.
         test_mode: Whether it is for scoring.
@@ -40,6 +41,7 @@ class ImageFolder(LabelledImages):
         pipeline: Sequence[Any] = (),
         fraction: float = 1.0,
         fraction_seed: int = 0,
+        repeat: int = 1,
         metainfo: Mapping[str, Any] | None = None,
         indices: int | Sequence[int] | None = None,
         test_mode: bool = False,
@@ -47,7 +49,15 @@ class ImageFolder(LabelledImages):
     ) -> None:
         self.split, self.listed = split, ann_file
         super().__init__(
-            data_root, pipeline, fraction, fraction_seed, metainfo, indices, test_mode, lazy_init
+            data_root=data_root,
+            pipeline=pipeline,
+            fraction=fraction,
+            fraction_seed=fraction_seed,
+            repeat=repeat,
+            metainfo=metainfo,
+            indices=indices,
+            test_mode=test_mode,
+            lazy_init=lazy_init,
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 
 from densekd.classification.datasets import ImageFolder
 from densekd.engine.generated_labelled import write_folders
-from densekd.errors import DataError
+from densekd.errors import ConfigError, DataError
 
 CLASSES = ('cat', 'dog', 'bird')
 
@@ -25,6 +25,21 @@ def folder(tmp_path: Path) -> Path:
 def labels(data: ImageFolder) -> dict[str, int]:
     infos = [data.get_data_info(i) for i in range(len(data))]
     return {Path(info['img_path']).parent.name: info['gt_label'] for info in infos}
+
+
+def test_a_part_may_come_several_times_in_an_epoch(folder: Path) -> None:
+    part = ImageFolder(str(folder), split='train', fraction=0.5)
+    often = ImageFolder(str(folder), split='train', fraction=0.5, repeat=3)
+    paths = [[d.get_data_info(i)['img_path'] for i in range(len(d))] for d in (part, often)]
+    assert len(part) == 6 and paths[1] == paths[0] * 3
+    twice = ImageFolder(str(folder), split='train', repeat=2)
+    assert len(twice) == 24
+
+
+@pytest.mark.parametrize('repeat', [0, 1.5, True, '2'])
+def test_what_is_no_number_of_times_is_a_sentence(folder: Path, repeat: Any) -> None:
+    with pytest.raises(ConfigError, match='dataset.repeat: a whole number from 1 on, not '):
+        ImageFolder(str(folder), split='train', repeat=repeat)
 
 
 def test_classes_are_the_folders(folder: Path) -> None:
