@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Setting:
         control_method: The method that an untrained teacher teaches by.
         equal_epochs: Epochs of the plain student in the time that this method takes.
         long_epochs: Epochs of the long schedule.
+        factors: By method, what `all` multiplies the published weights by, as chosen on `val`.
     """
 
     task: str
@@ -38,6 +39,11 @@ class Setting:
     control_method: str = 'pkd'
     equal_epochs: int = 8
     long_epochs: int = 12
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    def arm(self, method: str) -> str:
+        """Returns the arm that a method has in the table."""
+        return f'{method}@{self.factors[method]:g}' if method in self.factors else method
 
 
 BOXES = {'mAP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50'}
@@ -66,6 +72,23 @@ SETTINGS = {
         control_method='kd',
         equal_epochs=18,
         long_epochs=24,
+        factors={
+            'at': 0.03,
+            'cc': 0.01,
+            'dist': 0.1,
+            'dkd': 0.1,
+            'fe': 0.03,
+            'kd': 0.1,
+            'kdeid': 0.1,
+            'lsl': 0.1,
+            'mgd': 3,
+            'nst': 0.1,
+            'ofd': 0.1,
+            'pkt': 0.1,
+            'rkd': 0.03,
+            'sp': 0.1,
+            'vid': 10,
+        },
     ),
 }
 # Every other arm is a method, by the name of its folder in configs/kd.

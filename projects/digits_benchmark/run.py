@@ -144,7 +144,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str
     task = SETTINGS[args.model].task
     methods = methods_of(args.model, task)
     if 'all' in args.arms:
-        args.arms = [*CONTROLS, *methods]
+        args.arms = [*CONTROLS, *map(SETTINGS[args.model].arm, methods)]
     for arm in args.arms:
         name, at, factor = arm.partition('@')
         if at and (name in CONTROLS or not is_positive(factor)):

@@ -85,6 +85,18 @@ def test_a_part_is_drawn_by_the_seed_and_the_same_for_all_arms():
     assert arms.part_of_data(arms.Job('kd', 3)) == {}
 
 
+def test_all_methods_run_with_the_weights_that_were_chosen():
+    args = argparse.Namespace(
+        model='resnet', arms=['all'], fractions=[0.5], control_method='kd', teacher_seed=None
+    )
+    teachers = bench.check(args, argparse.ArgumentParser())
+    ours = args.arms[len(arms.CONTROLS) :]
+    assert [arms.Job(arm, 0).method for arm in ours] == list(METHODS)
+    factors = {arms.Job(arm, 0).method: arms.Job(arm, 0).factor for arm in ours}
+    assert {m: f for m, f in factors.items() if f != 1} == SETTING.factors
+    assert teachers['kd'] == 1 and teachers['kd-ensemble'] == 2 and teachers['dml'] == 0
+
+
 def test_rounds_of_two_runs_share_no_seed():
     seeds = [set(arms.round_seeds(METHODS['born_again'], seed).values()) for seed in (0, 1)]
     assert all(len(of_run) == 2 for of_run in seeds) and not seeds[0] & seeds[1]
