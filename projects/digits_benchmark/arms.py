@@ -80,6 +80,7 @@ SETTINGS = {
             'fe': 0.03,
             'kd': 0.1,
             'kdeid': 0.1,
+            'kdsvd': 0.1,
             'lsl': 0.1,
             'mgd': 3,
             'nst': 0.1,
@@ -87,7 +88,7 @@ SETTINGS = {
             'pkt': 0.1,
             'rkd': 0.03,
             'sp': 0.1,
-            'vid': 10,
+            'vid': 3,
         },
     ),
 }
