@@ -69,15 +69,16 @@ SETTINGS = {
         'resnet8w8_8e_digits',
         'resnet20w16_12e_digits',
         {'top-1': 'accuracy/top1', 'top-5': 'accuracy/top5'},
-        control_method='kd',
-        equal_epochs=18,
-        long_epochs=24,
+        control_method='ofd',
+        equal_epochs=24,
+        long_epochs=32,
         factors={
             'at': 0.03,
             'cc': 0.01,
-            'dist': 0.1,
+            'dist': 0.3,
             'dkd': 0.1,
             'fe': 0.03,
+            'ft': 0.1,
             'kd': 0.1,
             'kdeid': 0.1,
             'kdsvd': 0.1,
@@ -222,7 +223,7 @@ def train(job: Job, args: argparse.Namespace) -> Run:
         **part_of_data(job),
         **json.loads(args.options),
     }
-    config = plain
+    config, factor = plain, job.factor
     if job.arm == 'teacher':
         config = wide
     elif job.arm == 'equal-time':
@@ -231,6 +232,7 @@ def train(job: Job, args: argparse.Namespace) -> Run:
         options.update(longer(plain, args.long_epochs))
     elif job.arm == 'untrained-teacher':
         config = methods[args.control_method]
+        factor = setting.factors.get(args.control_method, 1)
         options.update(taught_by(untrained(wide, args.work_dir, job.seed), job.seed))
     elif job.arm != 'plain':
         config = methods[job.method]
@@ -240,8 +242,8 @@ def train(job: Job, args: argparse.Namespace) -> Run:
             name = json.loads((folder / 'result.json').read_text())['checkpoint']
             options[key] = str(folder / name)
         options.update({'model.seed': job.seed, **round_seeds(config, job.seed)})
-        if job.factor != 1:
-            options['custom_hooks'] = weighing(config, job.factor)
+    if factor != 1:
+        options['custom_hooks'] = weighing(config, factor)
     shown = Reporter(sys.stdout)
     return train_and_score(str(job), config, args.work_dir, job.seed, shown, options)
 
