@@ -6,7 +6,7 @@ Commands: densekd train configs/digits/resnet20w16_12e_digits.py
     configs/kd/dkd/classification/resnet/dkd_resnet8w8_8e_digits_teacher_resnet20w16_head_mimic.py
 
 The authors' factors for most pairs on CIFAR-100. Of 240 epochs they warm up for 20; here it is two
-of ten.
+of eight.
 """
 
 _base_ = ['../../../../digits/resnet8w8_8e_digits.py']
