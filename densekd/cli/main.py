@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -39,14 +40,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 1 for an error of the user's, 130 for Ctrl-C."""
+    """Runs a command and returns its exit status.
+
+    1 is for an error of the user's, 130 for Ctrl-C, 141 where nobody reads on, as in `| head`.
+    """
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
         return 0
     try:
-        return int(args.run(args) or 0)
+        status = int(args.run(args) or 0)
+        sys.stdout.flush()  # here, where a reader that left is not a traceback
+        return status
     except DenseKDError as error:
         if os.environ.get('DENSEKD_TRACEBACK'):
             raise
@@ -55,6 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f'\ndensekd {args.command}: interrupted.', file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        if not _reader_left():
+            raise  # another pipe than that of the output
+        with open(os.devnull, 'w') as nowhere:  # for what Python prints as it ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 141
+
+
+def _reader_left() -> bool:
+    """Whether the output is a pipe that nobody reads any more."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # what went wrong is told without being asked for
+    return bool(output.poll(0))
 
 
 if __name__ == '__main__':

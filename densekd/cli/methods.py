@@ -1,4 +1,8 @@
-"""`densekd methods [NAME]`: the methods that there are, and the card of one."""
+"""`densekd methods [NAME]`: the methods that there are, and the card of one.
+
+Some have a page in configs/kd and no loss of their own: an order of training (SSKD, TAKD), or
+another's loss with other options (KD-EID). The page is their card.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table, or the card of the method that is named."""
-    from densekd.methods.catalogue import catalogue, find
+    from densekd.methods.catalogue import catalogue, find, plain
 
     for module in args.imports:
         import_methods(module)
     methods = catalogue()
+    pages = pages_without_a_loss(methods)
     if args.name:
-        print('\n'.join(card(find(args.name, methods))))
+        page = pages.get(plain(args.name))
+        print('\n'.join(card(find(args.name, methods)) if page is None else page_card(page)))
     elif args.markdown:
         print(markdown([method for method in methods if method.own or args.imports]))
     else:
@@ -64,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
         table('methods', COLUMNS, [row(method) for method in methods])
         print('all: classification, detection and segmentation.')
+        if pages:
+            names = ', '.join(page.parent.name for page in pages.values())
+            print(f'With a loss of these, in another order or with other options: {names}.')
         print(f'Next: densekd methods {methods[-1].name}')
     return 0
 
@@ -126,13 +135,34 @@ def card(method: Method) -> list[str]:
     ]
     for part in (_functions, _heads, _losses, _presets):
         lines += part(method)
-    found, note = example_configs(method)
+    found, note = example_configs(method.name, *method.presets)
     lines += ['Configs', *(f'  {path}' for path in found), *_wrap(note, '  '), '']
-    return [*lines, f'Next: {_next(method, found)}']
+    return [*lines, f'Next: {_next(method.presets, found)}']
 
 
-def example_configs(method: Method) -> tuple[list[str], str]:
-    """Returns the method's configs, relative to the repository, and why there are none."""
+def pages_without_a_loss(methods: Iterable[Method]) -> dict[str, Path]:
+    """Returns the pages of configs/kd that belong to no method's module, by their plain names."""
+    from densekd.methods.catalogue import plain
+
+    try:
+        folder = options.configs_folder('methods') / 'kd'
+    except ConfigError:  # installed without the repository
+        return {}
+    taken = {name for method in methods for name in (method.name, *method.presets)}
+    pages = sorted(folder.glob('*/README.md'))
+    return {plain(p.parent.name): p for p in pages if p.parent.name not in taken}
+
+
+def page_card(page: Path) -> list[str]:
+    """Returns the lines of a page, up to its results, and the configs beside it."""
+    found, _ = example_configs(page.parent.name)
+    text = page.read_text(encoding='utf-8').partition('\n## Results')[0].removeprefix('# ')
+    lines = [*text.rstrip().splitlines(), '', 'Configs', *(f'  {path}' for path in found), '']
+    return [*lines, f'Next: {_next((), found)}']
+
+
+def example_configs(*names: str) -> tuple[list[str], str]:
+    """Returns the configs of these folders, relative to the repository, and why there are none."""
     try:
         folder = options.configs_folder('methods')
     except ConfigError:
@@ -140,19 +170,19 @@ def example_configs(method: Method) -> tuple[list[str], str]:
             'They are part of the repository, not of the installed package: the folder configs is '
             'not here.'
         )
-    names = dict.fromkeys((method.name, *method.presets))
-    paths = sorted(path for name in names for path in (folder / 'kd' / name).rglob('*.py'))
+    folders = (folder / 'kd' / name for name in dict.fromkeys(names))
+    paths = sorted(path for place in folders for path in place.rglob('*.py'))
     found = [path.relative_to(folder.parent).as_posix() for path in paths]
     return found, '' if found else 'There is none of this method in configs/kd.'
 
 
-def _next(method: Method, configs: Sequence[str]) -> str:
+def _next(presets: Sequence[str], configs: Sequence[str]) -> str:
     if configs:
         # On digits nothing is fetched. The teacher need not be trained for a check of the wiring.
         first = next((path for path in configs if '_digits_' in Path(path).name), configs[0])
         return f'densekd check {first} --without-weights'
-    if method.presets:
-        return f'densekd taps my_config.py --preset {method.presets[0]}'
+    if presets:
+        return f'densekd taps my_config.py --preset {presets[0]}'
     return 'densekd check my_config.py'
 
 

@@ -173,8 +173,8 @@ def find(name: str, methods: Iterable[Method] | None = None) -> Method:
             method.name,
         )
     }  # fmt: skip
-    known = {_plain(key): method for key, method in parts.items()}
-    key = _plain(name.removeprefix('densekd.'))
+    known = {plain(key): method for key, method in parts.items()}
+    key = plain(name.removeprefix('densekd.'))
     if key in known:
         return known[key]
     hint = did_you_mean(name.lower(), [method.name for method in methods])
@@ -326,7 +326,8 @@ def _blocks(thing: Any) -> list[str]:
     return [block.strip('\n') for block in re.split(r'\n\s*\n', doc)]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Returns a name without case and punctuation, as it is looked up."""
     return ''.join(letter for letter in name.lower() if letter.isalnum())
 
 

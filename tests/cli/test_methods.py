@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -156,6 +158,38 @@ def test_without_the_repository_the_card_says_so(monkeypatch) -> None:
     text = card('pkd')
     assert 'the folder configs is not here' in ' '.join(text.split())
     assert text.endswith('Next: densekd taps my_config.py --preset pkd\n')
+
+
+def test_what_has_a_page_and_no_loss_has_its_page_for_a_card() -> None:
+    """It is named below the table, and by any spelling of its folder."""
+    said = card('KD-EID')
+    assert said.startswith('KD-EID\n')
+    assert "loss=dict(type='KDSVDLoss', basis='own', k=1)" in said
+    assert 'published' not in said  # the results are left to the page
+    config = 'configs/kd/kdeid/classification/wrn/kdeid_wrn16_4_100e_cifar100_teacher_wrn40_4'
+    assert f'\n  {config}_backbone_mimic.py\n' in said
+    check = said.splitlines()[-1].removeprefix('Next: densekd check ').split()
+    assert (ROOT / check[0]).is_file() and check[1] == '--without-weights'
+    table = methods().out
+    assert 'other options: born_again, kdeid, sskd, takd.' in table
+
+
+@pytest.mark.parametrize('folder', sorted(p.name for p in (ROOT / 'configs/kd').iterdir()))
+def test_each_folder_of_configs_has_a_page_and_a_card(folder: str) -> None:
+    """Both begin with what it is called."""
+    page = (ROOT / 'configs/kd' / folder / 'README.md').read_text()
+    assert page.startswith('# ') and '## Use it' in page and '## Run it' in page
+    assert f'configs/kd/{folder}/' in card(folder)
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    """As `head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, '-m', 'densekd.cli.main', 'methods', '--markdown']
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, '')
 
 
 def test_an_unknown_name_is_a_sentence() -> None:
