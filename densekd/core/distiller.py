@@ -30,6 +30,8 @@ class Distiller(nn.Module):
         schedule: How the weight changes.
         lr_mult: Factor on the learning rate of what the head adds: its connectors.
         learner: Name of the network that it teaches, if that is not the student but a peer.
+        clip_to_task: Whether its gradient is clipped to the task's, parameter by parameter, and
+            first to a part of it: `densekd.core.clip`.
 
     Raises:
         ConfigError: If there is no head, or nothing to train with that learning rate, or before the
@@ -47,6 +49,7 @@ class Distiller(nn.Module):
         schedule: Schedule | None = None,
         lr_mult: float = 1.0,
         learner: str = 'student',
+        clip_to_task: bool = False,
     ) -> None:
         super().__init__()
         self.head = _checked(head)
@@ -57,6 +60,7 @@ class Distiller(nn.Module):
         self.schedule = schedule or Schedule()
         self.lr_mult = lr_mult
         self.learner = learner
+        self.clip_to_task = clip_to_task
         self.refuse_idle()
 
     def refuse_idle(self) -> None:
@@ -115,6 +119,11 @@ class Distiller(nn.Module):
         """Returns whether the gradient goes on to the student, or ends in the connectors."""
         time = epoch if self.schedule.by == 'epoch' else iteration
         return time is None or self.schedule.reaches_student(time)
+
+    def clips(self, iteration: int, epoch: int | None) -> bool:
+        """Returns whether its gradient on the student is clipped to the task's now."""
+        reaches = self.reads_student and self.reaches_student(iteration, epoch)
+        return self.clip_to_task and reaches and torch.is_grad_enabled()
 
     def forward(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from densekd.core.batch import FIELDS, Batch
+from densekd.core.clip import clip_to_task, growing_share
 from densekd.core.distiller import Distiller, check_needs, check_pairing, joined, method_name
 from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps, resolve
@@ -153,11 +154,12 @@ class Distillers(nn.Module):
         if kind is not None:
             self._read = None
 
-    def losses(self, *inputs: Any, **fields: Any) -> dict[str, Tensor]:
+    def losses(self, *inputs: Any, task: Tensor | None = None, **fields: Any) -> dict[str, Tensor]:
         """Returns the weighted loss of each distiller on the student's last pass.
 
         Args:
             inputs: What the teacher is called with: the student's inputs, or its own view of them.
+            task: The student's own loss, for distillers that are clipped to it.
             fields: What losses need of the batch, by name, such as `labels` for DKD.
 
         Raises:
@@ -189,9 +191,24 @@ class Distillers(nn.Module):
             teacher = distiller.read('teacher', taught)
             reaches = distiller.reaches_student(self.iteration, self.epoch)
             losses[distiller.key] = distiller(student, teacher, batch, factor, reaches)
+        losses.update(self._clipped(losses, active, task))
         if self.training:
             self.iteration += 1
         return losses
+
+    def _clipped(
+        self, losses: Mapping[str, Tensor], active: Sequence[Distiller], task: Tensor | None
+    ) -> dict[str, Tensor]:
+        chosen = [d for d in active if d.clips(self.iteration, self.epoch)]
+        if not chosen:
+            return {}
+        if task is None:
+            raise ConfigError(
+                f"losses: {_where(chosen[0])} is clipped to the task's gradient. Write "
+                'losses(…, task=loss), with the loss that the student has without distillation.'
+            )
+        terms = {d.key: losses[d.key] for d in chosen}
+        return clip_to_task(terms, task, self.student, self, growing_share(self.epoch))
 
     def _batch(
         self, active: Sequence[Distiller], inputs: Sequence[Any], fields: Mapping[str, Any]

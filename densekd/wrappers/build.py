@@ -22,6 +22,7 @@ TEACHER_KEYS = (
 PRECISIONS = ('fp32', 'bf16')
 DISTILLER_KEYS = (
     'student_module', 'teacher_module', 'head', 'teacher', 'schedule', 'lr_mult', 'student',
+    'clip_to_task',
 )  # fmt: skip
 
 

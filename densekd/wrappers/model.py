@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
+from densekd.core.clip import clip_to_task, growing_share
 from densekd.core.distiller import Distiller, check_needs
 from densekd.core.input_grad import wants_input_grad
 from densekd.core.moving import MovingTeacher
@@ -274,6 +275,7 @@ class DistillModel(BaseModel):
         self.__dict__['places'] = places
         check_needs(self._distillers, self.offered(), type(self).__name__)
         check_input_grad(self._distillers, self.student, self.teachers)
+        self._refuse_clipping_to_nothing()
         self.check_rows()
         # Only now: binding reads margins from norms that are folded away here.
         for name, teacher in self.teachers.items():
@@ -285,6 +287,14 @@ class DistillModel(BaseModel):
                 lambda m, x, parts=parts: self.forward_parts(m, x, parts),
                 (height // 2, width // 2),
             )
+
+    def _refuse_clipping_to_nothing(self) -> None:
+        for distiller in self._distillers:
+            if distiller.clip_to_task and not self.task_loss:
+                raise ConfigError(
+                    f'distiller {distiller.key!r}: clip_to_task clips its gradient to that of the '
+                    'task, which task_loss=False leaves out. Leave out one of them.'
+                )
 
     def _named_by_class(
         self, models: Mapping[str, nn.Module]
@@ -443,9 +453,22 @@ class DistillModel(BaseModel):
             else:
                 loss = distiller.silent(inputs.device)
             losses[f'distill.loss_{distiller.key}'] = loss
+        losses.update(self._clipped(losses, active, epoch))
         if self.training and not self._clock_is_set:
             self.iteration += 1
         return losses
+
+    def _clipped(
+        self, losses: Mapping[str, Any], active: Sequence[Distiller], epoch: int | None
+    ) -> dict[str, Tensor]:
+        """Returns the terms whose gradient the task's holds down."""
+        chosen = [d for d in active if d.clips(self.iteration, epoch)]
+        if not chosen:
+            return {}
+        own = {name: value for name, value in losses.items() if name.startswith('student.')}
+        task, _ = self.parse_losses(own)
+        terms = {name: losses[name] for name in (f'distill.loss_{d.key}' for d in chosen)}
+        return clip_to_task(terms, task, self.student, self.distillers, growing_share(epoch))
 
     def _epochs_begun(self) -> int | None:
         if self._clock_is_set:

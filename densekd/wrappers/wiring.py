@@ -19,7 +19,7 @@ from densekd.core.taps import Place, Tap, parse_tap, resolve
 from densekd.core.teacher import Teacher
 from densekd.core.trace import TRACE_SIZE, trace
 from densekd.errors import ConfigError, did_you_mean
-from densekd.wrappers.peers import Partner
+from densekd.wrappers.peers import STUDENT, Partner
 from densekd.wrappers.regions import check_stages
 
 
@@ -37,6 +37,7 @@ class Wire:
         schedule: How its weight changes.
         learner: Name of the network that it teaches: `'student'`, or a peer's.
         lr_mult: Factor on the learning rate of what it adds.
+        clip_to_task: Whether its gradient is clipped to the task's.
         found: The place of each tap, by the network's name, side and position, once traced.
     """
 
@@ -49,6 +50,7 @@ class Wire:
     schedule: Schedule
     learner: str = 'student'
     lr_mult: float = 1.0
+    clip_to_task: bool = False
     found: dict[tuple[str, str, int], Place] = field(default_factory=dict)
 
     @property
@@ -88,6 +90,7 @@ class Wire:
             self.schedule,
             self.lr_mult,
             self.learner,
+            self.clip_to_task,
         )
 
 
@@ -146,6 +149,7 @@ def parse_wire(
         build_schedule(entry.get('schedule'), where),
         learner,
         _lr_mult(entry.get('lr_mult', 1.0), where),
+        _clip_to_task(entry.get('clip_to_task', False), learner, where),
     )
 
 
@@ -156,6 +160,17 @@ def _lr_mult(given: Any, where: str) -> float:
             f"head's connectors is multiplied by, not {given!r}."
         )
     return float(given)
+
+
+def _clip_to_task(given: Any, learner: str, where: str) -> bool:
+    if not isinstance(given, bool):
+        raise ConfigError(f'{where}.clip_to_task: True or False is needed, not {given!r}.')
+    if given and learner != STUDENT:
+        raise ConfigError(
+            f"{where}.clip_to_task: it is for what teaches the student; here the peer's "
+            f'({learner}) gradient would be clipped. Leave it out.'
+        )
+    return given
 
 
 def _parse_taps(cfg: Any, named: Mapping[str, Tap], where: str) -> list[Tap]:

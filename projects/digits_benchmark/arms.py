@@ -80,8 +80,6 @@ SETTINGS = {
             'fe': 0.03,
             'ft': 0.1,
             'kd': 0.1,
-            'kdeid': 0.1,
-            'kdsvd': 0.1,
             'lsl': 0.1,
             'mgd': 3,
             'nst': 0.1,

@@ -58,7 +58,7 @@ def kdsvd_loss(
     differentiated through a decomposition, and no vectors need to be matched. With 'own', the first
     version, the derivative has 1/(lambda_i - lambda_j), which is held finite where two are equal.
     The authors leave signs to the decomposition, by which their loss depends on the order of
-    positions. They clip the gradient of this loss to the task's, which is left to the optimiser.
+    positions. They clip the gradient of this loss to the task's: `densekd.core.clip`.
 
     Args:
         students: The student's maps, at least two.
@@ -281,7 +281,8 @@ class KDSVDDistillationHead(DistillationHead):
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     """Returns KD-SVD over the ends of all stages of a classifier, with weight 1.
 
-    No weight of the authors' is known for a sum over an image; ports have 1.
+    Its gradient is clipped to the task's, as by the authors. No weight of theirs is known for a sum
+    over an image; ports have 1.
     """
     choose_at('kdsvd', at, preset.at)
     only_classifiers('kdsvd', anatomy, 'a decomposition of each map of an image costs too much')
@@ -292,7 +293,8 @@ def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
             f'{names}.'
         )
     head = {'type': 'KDSVDDistillationHead', 'name': 'kdsvd'}
-    return [{'student_module': names, 'teacher_module': list(names), 'head': head}]
+    places = {'student_module': names, 'teacher_module': list(names)}
+    return [{**places, 'head': head, 'clip_to_task': True}]
 
 
 preset.at = ('backbone',)

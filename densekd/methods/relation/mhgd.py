@@ -54,8 +54,8 @@ def mhgd_loss(
     So a row of p has no entry above e^2 times another.
 
     Deviations: the student comes first in the divergence, as in the authors' code. They sum over
-    heads and rows, and clip the gradient of that sum to a growing share of the task's, which is
-    left to the optimiser: a weight of theirs would be 8 N times ours.
+    heads and rows: a weight of theirs would be 8 N times ours. They clip the gradient of that sum
+    to a growing share of the task's: `densekd.core.clip`.
 
     Raises:
         ShapeError: If the shapes differ.

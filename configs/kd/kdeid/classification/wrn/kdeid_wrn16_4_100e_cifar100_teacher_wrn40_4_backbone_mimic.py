@@ -33,6 +33,7 @@ model = dict(
                 loss=dict(type='KDSVDLoss', basis='own', k=1),
                 name='kdeid',
             ),
+            clip_to_task=True,
         )
     ],
 )

@@ -9,8 +9,8 @@ Expected: 76.85 top-1, published by Knowledge_distillation_via_TF2.0 at commit 0
           Not yet run by us.
 
 The pair is that of an earlier version of its page, the schedule that of its script. As in its code,
-the teacher alone is decomposed, into four singular vectors a map. The gradient of the term, which
-it clips to that of the task, is left as it is.
+the teacher alone is decomposed, into four singular vectors a map, and the gradient of the term is
+clipped to that of the task.
 """
 
 _base_ = ['../../../../classification/wrn16_4_100e_cifar100.py']

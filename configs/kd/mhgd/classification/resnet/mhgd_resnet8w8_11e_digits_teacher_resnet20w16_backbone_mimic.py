@@ -54,6 +54,7 @@ stages = [
                 student_module=places,
                 teacher_module=places,
                 head=dict(type='MHGDDistillationHead', name='mhgd'),
+                clip_to_task=True,
             )
         ],
     ),

@@ -49,6 +49,7 @@ stages = [
                 student_module=places,
                 teacher_module=places,
                 head=dict(type='MHGDDistillationHead', name='mhgd'),
+                clip_to_task=True,
             )
         ],
     ),
