@@ -35,7 +35,7 @@ def runs(root: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     stopping = [
         entry('neck.p3', 'PKD', schedule=dict(stop=1)),
-        entry('backbone.c3', 'FitNet'),
+        entry('backbone.c3', 'FitNet', clip_to_task=True),
         entry(LEVELS, 'FGFI'),
     ]
     for name, model, distillers, boxes in (
