@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from torch import nn
 from densekd.core.checkpoint import file_hash, weights_hash
 from densekd.errors import CheckpointError, ConfigError
 from densekd.wrappers.build import (
+    DISTILLER_KEYS,
+    TEACHER_KEYS,
     build_network,
     build_teachers,
     check_distillers,
     model_config,
     without_pretrained,
 )
+from densekd.wrappers.model import DistillModel
 
 pytest.importorskip('mmdet')
 
@@ -316,3 +321,14 @@ def test_a_broken_list_of_distillers_has_its_sentence(mistake: str) -> None:
         assert str(caught.value).startswith(message.split('?')[0])
     else:
         assert str(caught.value) == message
+
+
+def test_the_readme_names_every_key() -> None:
+    """Of a distiller, of a teacher and of the model; and none that there is not."""
+    text = (Path(__file__).parents[2] / 'README.md').read_text()
+    tables = text.partition('<details>')[2].partition('</details>')[0].split('| --- | --- |')[1:]
+    model: list[str] = list(inspect.signature(DistillModel).parameters)
+    for table, keys in zip(tables, (DISTILLER_KEYS, TEACHER_KEYS, model), strict=True):
+        named = ' '.join(line.split('|')[1] for line in table.splitlines() if line.startswith('|'))
+        found = re.findall(r'`(\w+)`', named)
+        assert sorted(set(found) - {'stages'}) == sorted(keys)
