@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmengine.dist import get_rank, get_world_size
+from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
+from torch import Tensor
 
 from densekd.engine.data_order import mixed, seed_everything
 from densekd.engine.optim import unwrapped
@@ -39,9 +41,14 @@ class DistillHook(Hook):
             model.after_step()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Adds all that distillation needs to go on, and drops what could not be read again."""
+        """Adds all that distillation needs to go on, and drops what could not be read again.
+
+        Between two steps of the optimiser, gradients that are gathered are kept too.
+        """
         _drop_functions(checkpoint.get('param_schedulers'))
         model = unwrapped(runner.model)
+        if gathers(runner.optim_wrapper):
+            checkpoint['gathered'] = gathered(model)
         if isinstance(model, DistillModel):
             checkpoint['densekd'] = model.distillation_state()
 
@@ -61,6 +68,30 @@ class DistillHook(Hook):
                     'this run. Start anew from it with load_from.'
                 )
             model.load_distillation_state(checkpoint['densekd'])
+        if runner._resume and 'gathered' in checkpoint:
+            for name, parameter in model.named_parameters():
+                gradient = checkpoint['gathered'].get(name)
+                parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def gathers(wrapper: Any) -> bool:
+    """Whether an optimiser has gradients of some iterations, and waits for those of more."""
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return any(not one.should_update() for one in wrappers if isinstance(one, OptimWrapper))
+
+
+def gathered(model: Any) -> dict[str, Tensor]:
+    """Returns the gradients that a model has, by its parameters' names.
+
+    Processes have their own until the optimiser steps, which takes their mean. That is what is
+    returned, and what each of them may go on from.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            found[name] = parameter.grad.clone()
+            all_reduce(found[name], op='mean')
+    return found
 
 
 def _drop_functions(states: Any) -> None:

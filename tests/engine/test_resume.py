@@ -89,6 +89,9 @@ ITERATION_LOOP = dict(
         pytest.param(
             by_iteration(3), 5, 'iter_3.pth', 'iter_8.pth', ITERATION_LOOP, id='without-epochs'
         ),
+        pytest.param(
+            by_iteration(3), 5, 'iter_3.pth', 'iter_10.pth', dict(gather=4), id='gathering'
+        ),
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(
@@ -100,9 +103,13 @@ def test_killed_and_resumed_equals_uninterrupted(
     last: str,
     more: dict[str, Any],
 ) -> None:
+    gather = more.get('gather', 1)
+    more = {key: value for key, value in more.items() if key != 'gather'}
+
     def config(name: str) -> Config:
         made = digits_config(digits, tmp_path / name, DISTILLERS, workers=2, **more)
         made.default_hooks.checkpoint = checkpoint
+        made.optim_wrapper.accumulative_counts = gather
         return made
 
     go(config('whole'))
@@ -114,6 +121,9 @@ def test_killed_and_resumed_equals_uninterrupted(
     saved = read_checkpoint(tmp_path / 'killed' / last)
     assert ('ema_state_dict' in saved) == ('custom_hooks' in more)
     assert saved['densekd']['distillers'] and saved['optimizer']['state']
+    # After iteration 3 one more is waited for; the last one steps in any case.
+    between = read_checkpoint(tmp_path / 'killed' / left)
+    assert ('gathered' in between) == (gather > 1) and 'gathered' not in saved
 
 
 def test_batches_grouped_by_shape_resume_within_an_epoch(digits: Path, tmp_path: Path) -> None:
