@@ -42,7 +42,7 @@ def clip_to_task(
         added: What the terms train beside the student, connectors, whose gradients are not clipped.
         share: How long a gradient may be, where the task's is 1.
 
-    Deviations: none from the authors' code, whose share grows: see `growing_share`.
+    Deviations: none that we know of. In the authors' code the share grows: see `growing_share`.
 
     Example:
         >>> student = nn.Linear(1, 1, bias=False)

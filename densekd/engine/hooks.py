@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -88,9 +89,16 @@ def gathered(model: Any) -> dict[str, Tensor]:
     """
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            found[name] = parameter.grad.clone()
-            all_reduce(found[name], op='mean')
+        if not parameter.requires_grad:
+            continue
+        own = parameter.grad
+        # All processes take part for each parameter, also where some of them did not reach it.
+        reached = torch.tensor(float(own is not None), device=parameter.device)
+        gradient = torch.zeros_like(parameter) if own is None else own.clone()
+        all_reduce(reached, op='max')
+        all_reduce(gradient, op='mean')
+        if reached:
+            found[name] = gradient.detach()
     return found
 
 

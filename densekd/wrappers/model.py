@@ -293,7 +293,8 @@ class DistillModel(BaseModel):
             if distiller.clip_to_task and not self.task_loss:
                 raise ConfigError(
                     f'distiller {distiller.key!r}: clip_to_task clips its gradient to that of the '
-                    'task, which task_loss=False leaves out. Leave out one of them.'
+                    'task, which task_loss=False leaves out. Leave out one of them; the list of a '
+                    'preset is printed by densekd taps CONFIG --preset NAME.'
                 )
 
     def _named_by_class(
