@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import densekd.methods  # noqa: F401  fills the registries
 from densekd import DistillClassifier
 from densekd.errors import ConfigError
 from densekd.registry import PRESETS
