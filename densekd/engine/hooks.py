@@ -70,6 +70,11 @@ class DistillHook(Hook):
                 )
             model.load_distillation_state(checkpoint['densekd'])
         if runner._resume and 'gathered' in checkpoint:
+            # mmengine, which knows nothing of them, warns right after this that they are lost.
+            runner.logger.warning(
+                'resume: the gradients gathered since the last step are taken up; '
+                'a warning that they are lost does not apply.'
+            )
             for name, parameter in model.named_parameters():
                 gradient = checkpoint['gathered'].get(name)
                 parameter.grad = None if gradient is None else gradient.to(parameter.device)

@@ -69,6 +69,13 @@ def test_two_halves_teach_what_the_whole_does(found: list[dict[str, Any]]) -> No
         assert compared['far'] == []
 
 
+def test_a_checkpoint_between_steps_keeps_the_mean_of_what_processes_gathered(
+    found: list[dict[str, Any]],
+) -> None:
+    for one in found:  # 2 and 4; nothing, which counts as 0, and 6
+        assert one['kept'] == {'all': 3.0, 'one': 3.0}
+
+
 # The first step of configs of the repository ------------------------------------------------------
 
 

@@ -124,6 +124,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     # After iteration 3 one more is waited for; the last one steps in any case.
     between = read_checkpoint(tmp_path / 'killed' / left)
     assert ('gathered' in between) == (gather > 1) and 'gathered' not in saved
+    said = (tmp_path / 'killed' / 'log.txt').read_text()
+    assert ('gathered since the last step are taken up' in said) == (gather > 1)
 
 
 def test_batches_grouped_by_shape_resume_within_an_epoch(digits: Path, tmp_path: Path) -> None:

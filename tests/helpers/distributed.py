@@ -13,6 +13,7 @@ from mmengine.model import MMDistributedDataParallel
 from torch import distributed, nn
 from yapf.yapflib import yapf_api
 
+from densekd.engine.hooks import gathered
 from densekd.engine.run import train
 from tests.helpers.detectors import batch, distilled, entry, losses_of, prepared
 from tests.helpers.runs import digits_config
@@ -161,11 +162,21 @@ def gradients() -> dict[str, Any]:
     return dict(mean=mean.tolist(), expected=[v.item() for v in expected.values()], far=far)
 
 
+def kept() -> dict[str, float]:
+    """Says what is kept of gradients of which some were reached by both, by one and by none."""
+    model = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ('all', 'one', 'no')})
+    rank = distributed.get_rank()
+    model['all'].grad = torch.full((2,), 2.0 + 2 * rank)
+    if rank == 1:
+        model['one'].grad = torch.full((2,), 6.0)
+    return {name: gradient.mean().item() for name, gradient in gathered(model).items()}
+
+
 def main(root: Path) -> None:
     """Writes what was found to `found<rank>.json`."""
     torch.set_num_threads(1)
     # Making configs pretty takes most of the time of a short run.
     yapf_api.FormatCode = lambda text, **_: (text, True)
-    found = {**runs(root), **configs(root), 'gradients': gradients()}
+    found = {**runs(root), **configs(root), 'gradients': gradients(), 'kept': kept()}
     (root / f'found{os.environ["RANK"]}.json').write_text(json.dumps(found))
     distributed.destroy_process_group()
