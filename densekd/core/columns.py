@@ -56,6 +56,19 @@ class Columns:
         grouped = x.reshape(x.shape[0], -1, each, *x.shape[2:])  # columns of an anchor are adjacent
         return grouped.index_select(2, index).flatten(1, 2)
 
+    def places(self, labels: Tensor) -> Tensor:
+        """Returns where the class of each label stands among what is picked; -1 if it does not.
+
+        Example:
+            >>> Columns('rows', 3, (2, 0), background=True).places(torch.tensor([0, 1, 2, 3, 255]))
+            tensor([ 1, -1,  0,  2, -1])
+        """
+        picked = [*self.picked, *([self.count] if self.background else [])]
+        every = range(self.count + self.background)
+        table = torch.tensor([picked.index(k) if k in picked else -1 for k in every])
+        inside = (labels >= 0) & (labels < len(table))
+        return torch.where(inside, table.to(labels.device)[labels.clamp(0, len(table) - 1)], -1)
+
     def _deltas(self, x: Tensor) -> Tensor:
         if x.dim() != 2 or x.shape[1] not in (4, 4 * self.count):
             raise ShapeError(

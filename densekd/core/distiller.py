@@ -259,6 +259,8 @@ def check_pairing(student: Place, teacher: Place, where: str, head: Distillation
             f'{teacher.tap.label!r}. Tap the same levels on both sides, by name.'
         )
     _refuse_tokens(student, teacher, where)
+    if head.loss.vectors or not head.loss.compares_cells:
+        return
     for s, t in zip(student.strides, teacher.strides, strict=True):
         if s is None or t is None or s == t:
             continue

@@ -65,10 +65,12 @@ class DistillLoss(nn.Module):
     ensemble: ClassVar[bool] = False
     align: str | None = None
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENTS  # those that a head may choose from
+    compares_cells: ClassVar[bool] = True  # so that maps of unlike strides are resized, or refused
     compares_channels: ClassVar[bool] = True  # so that both sides must have as many
     minimum_at_equality: ClassVar[bool] = True  # with a gradient of zero there
     may_rest: ClassVar[bool] = False  # whether it is rightly 0 where the student needs no teaching
     vectors: ClassVar[bool] = False  # whether it compares one vector an image; of a map, its mean
+    undecayed: ClassVar[tuple[str, ...]] = ()  # names of its parameters that no decay may draw to 0
     fewest: ClassVar[int] = 1  # images, below which there is nothing to relate and it is 0
 
     def __init__(self, loss_weight: float = 1.0) -> None:

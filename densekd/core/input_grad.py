@@ -22,6 +22,7 @@ class InputGradientLoss(DistillLoss):
     """A loss between the gradients of two networks with respect to their common input."""
 
     needs: ClassVar[tuple[str, ...]] = ('input_grad',)
+    compares_cells = False  # of what is tapped: the gradients have those of the input
 
     def scalar(self, tapped: Tensor, batch: Batch) -> Tensor:
         """Returns the number of each image (N,) that is differentiated."""

@@ -51,6 +51,22 @@ def float_island(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def numbers_of(seed: int, offset: int = 0) -> torch.Generator:
+    """Returns a generator for what a loss draws in a step, apart from all other random numbers.
+
+    On the CPU, so that every device draws the same; each process draws for itself.
+
+    Args:
+        seed: The batch's.
+        offset: What tells the places of one step apart.
+    """
+    distributed = torch.distributed
+    known = distributed.is_available() and distributed.is_initialized()
+    rank = distributed.get_rank() if known else 0
+    # torch's generator on the CPU reads the low 32 bits.
+    return torch.Generator().manual_seed((seed + offset + 7919 * rank) % 2**32)
+
+
 @contextmanager
 def no_autocast(device: torch.device | str) -> Iterator[None]:
     """Runs its body with autocast off on the type of `device`, so that float32 stays float32."""

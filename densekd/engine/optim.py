@@ -30,7 +30,7 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
         model: The model.
         config: The config's `optim_wrapper`. Its key `distillers` may hold `lr_mult` and
             `decay_mult` for all distillers; a distiller's own `lr_mult` multiplies the first. There
-            is a group for each learning rate.
+            is a group for each learning rate, and one more for what no weight decay may touch.
 
     Raises:
         ConfigError: If `distillers` holds anything else.
@@ -52,9 +52,11 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     # Constructors may note names, and torch wants them of all groups or of none.
     named = 'param_names' in wrapper.optimizer.param_groups[0]
     own = {'lr_mult': 1.0, **own}
-    added = _by_lr_mult(model)
-    for lr_mult, parameters in added.items():
+    added = _by_factors(model)
+    for (lr_mult, decays), parameters in added.items():
         factors = {**own, 'lr_mult': own['lr_mult'] * lr_mult}
+        if not decays:
+            factors['decay_mult'] = 0.0
         group = {'params': list(parameters.values()), **_group(config['optimizer'], **factors)}
         if named:
             group['param_names'] = list(parameters)
@@ -70,17 +72,19 @@ def _add_peer(wrapper: OptimWrapper, peer: nn.Module, config: dict[str, Any]) ->
     return len(groups)
 
 
-def _by_lr_mult(model: DistillModel) -> dict[float, dict[str, nn.Parameter]]:
-    """Returns what the distillers train, by name, under the factor that each asks for."""
-    found: dict[float, dict[str, nn.Parameter]] = {}
+def _by_factors(model: DistillModel) -> dict[tuple[float, bool], dict[str, nn.Parameter]]:
+    """Returns what the distillers train, by name, under its `lr_mult` and whether it decays."""
+    found: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
     met: set[int] = set()
     distillers: Any = model.distillers.items()
     for key, distiller in distillers:
+        loss = distiller.head.loss
+        still = {id(getattr(loss, name)) for name in loss.undecayed}
         for name, parameter in distiller.named_parameters():
             # What two distillers share is the first one's.
             if parameter.requires_grad and id(parameter) not in met:
                 met.add(id(parameter))
-                group = found.setdefault(distiller.lr_mult, {})
+                group = found.setdefault((distiller.lr_mult, id(parameter) not in still), {})
                 group[f'distillers.{key}.{name}'] = parameter
     return found
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densekd import Distiller, Distillers
+from densekd import Distiller, Distillers, methods
 from densekd.core.batch import Batch
 from densekd.core.checkpoint import weights_hash
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
@@ -520,3 +520,26 @@ def test_a_student_that_is_frozen_before_the_place_is_told_so():
         student(images())
     with pytest.raises(TapError, match="tap 'stage': no gradient reaches the student here"):
         distillers.losses(images())
+
+
+@pytest.mark.parametrize('name', ['SP', 'PKT', 'RKD', 'CC', 'FE', 'LSL'])
+def test_what_compares_no_cells_takes_places_of_any_stride(name: str) -> None:
+    student, teacher = pair()
+    head = getattr(methods, f'{name}DistillationHead')()
+    distillers = Distillers(student, teacher, [Distiller(head, 'stem', 'stage')], images())
+    with distillers:
+        student(images())
+    (value,) = distillers.losses(images()).values()
+    value.backward()
+    assert bool(student.stem[0].weight.grad.any())
+
+
+def test_flows_are_compared_between_maps_of_any_size() -> None:
+    student, teacher = pair()
+    teacher.stem[0].stride = 2
+    entry = Distiller(methods.FSPDistillationHead(), ['stem', 'stage'], ['stem', 'stage'])
+    distillers = Distillers(student, teacher, [entry], images())
+    with distillers:
+        student(images())
+    (value,) = distillers.losses(images()).values()
+    assert value.isfinite() and value > 0

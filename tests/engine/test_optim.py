@@ -165,6 +165,17 @@ def test_a_distiller_has_a_learning_rate_of_its_own() -> None:
     assert [id(p) for p in groups[2]['params']] == [id(p) for p in second]
 
 
+def test_no_decay_draws_a_variance() -> None:
+    model = distilled(distillers=[entry('backbone.c4', 'VID')])
+    groups = build_for_distillation(model, ADAMW).optimizer.param_groups
+    assert sorted(g['weight_decay'] for g in groups) == [0.0, 0.05, 0.05]
+    ((variance,),) = (g['params'] for g in groups if not g['weight_decay'])
+    (distiller,) = model.distillers.values()
+    assert variance is distiller.head.loss.raw_variance
+    held = [p for g in groups for p in g['params'] if p is variance]
+    assert len(held) == 1
+
+
 def test_gradients_of_all_distillers_are_clipped_as_one() -> None:
     model = distilled(distillers=THREE)
     wrapper = build_for_distillation(model, ADAMW)

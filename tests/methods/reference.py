@@ -290,7 +290,7 @@ def attention(x: list[Any], p: float, kind: str) -> list[Any]:
     ]
 
 
-def at(student: list[Any], teacher: list[Any], p: float, kind: str) -> float:
+def at(student: list[Any], teacher: list[Any], p: float, kind: str, norm: str) -> float:
     total, count = 0.0, 0
     for s, t in zip(attention(student, p, kind), attention(teacher, p, kind), strict=True):
         vectors = []
@@ -298,8 +298,9 @@ def at(student: list[Any], teacher: list[Any], p: float, kind: str) -> float:
             flat = [value for row in one for value in row]
             length = math.sqrt(sum(value**2 for value in flat))
             vectors.append([value / length for value in flat])
-        total += sum((a - b) ** 2 for a, b in zip(*vectors, strict=True))
-        count += len(vectors[0])
+        square = sum((a - b) ** 2 for a, b in zip(*vectors, strict=True))
+        total += square if norm == 'code' else math.sqrt(square) / 2
+        count += len(vectors[0]) if norm == 'code' else 1
     return total / count
 
 

@@ -65,15 +65,20 @@ def rkd_angle(student: list[Row], teacher: list[Row]) -> float:
     return total / count**3
 
 
-def pkt(student: list[Row], teacher: list[Row]) -> float:
+def pkt(
+    student: list[Row], teacher: list[Row], exclude_self: bool = False, reduction: str = 'mean'
+) -> float:
     count, rows = len(student), []
     for side in (student, teacher):
         kernel = [[(dot(unit(a), unit(b)) + 1) / 2 for b in side] for a in side]
+        if exclude_self:
+            for i, row in enumerate(kernel):
+                row[i] = 0.0
         rows.append([[value / sum(row) + 1e-7 for value in row] for row in kernel])
     total = 0.0
     for s, t in zip(*rows, strict=True):
         total += sum(p * math.log(p / q) for q, p in zip(s, t, strict=True))
-    return total / count**2
+    return total / count if reduction == 'rows' else total / count**2
 
 
 def sp(student: list[Any], teacher: list[Any]) -> float:

@@ -27,6 +27,7 @@ from tests.methods.samples import CLASSES, Sample, sample
 VARIANTS: list[dict[str, Any]] = [
     {'type': 'ABLoss', 'margin': 0.5, 'reference': 49},
     {'type': 'ATLoss', 'p': 1, 'kind': 'max', 'reference': 49},
+    {'type': 'ATLoss', 'norm': 'paper'},
     {'type': 'BinaryKLLoss', 'tau': 2.0},
     {'type': 'BoundedRegressionLoss', 'margin': 0.5},
     {'type': 'BoundedRegressionLoss', 'boxes': 'dense'},
@@ -46,6 +47,7 @@ VARIANTS: list[dict[str, Any]] = [
     {'type': 'NSTLoss', 'kernel': 'linear'},
     {'type': 'NSTLoss', 'kernel': 'gaussian', 'sigma2': 0.5},  # else it is a constant of the step
     {'type': 'OFDLoss', 'margin': 'empirical'},
+    {'type': 'PKTLoss', 'exclude_self': True, 'reduction': 'rows'},
     {'type': 'SKDPairwiseLoss', 'scale': 0.25},
     {'type': 'RKDLoss', 'angle': 0.0},
     {'type': 'RKDLoss', 'distance': 0.0},

@@ -212,3 +212,16 @@ def test_what_does_not_follow_is_refused() -> None:
             MHGDLoss(**options)
     with pytest.raises(ShapeError, match='mhgd_loss: the student'):
         mhgd_loss(torch.zeros(1, 2, 2), torch.zeros(2, 2, 2))
+
+
+def test_each_layer_has_heads_of_its_own_to_drop() -> None:
+    maps = [torch.randn(4, c, 3, 3) for c in (2, 5, 5)]
+    head = MHGDEstimatorDistillationHead().train()
+    head(None, maps)
+    states = []
+    for estimator in head.loss.estimators:
+        estimator.register_forward_pre_hook(lambda _, args: states.append(args[2].get_state()))
+    head(None, maps, Batch({'seed': 3}))
+    head(None, maps, Batch({'seed': 3}))
+    assert len(states) == 4 and not torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2]) and torch.equal(states[1], states[3])

@@ -124,15 +124,16 @@ def test_pkd(shape: Shape, seed: int) -> None:
 
 @pytest.mark.parametrize('kind', ['sum', 'max'])
 @pytest.mark.parametrize('p', [1, 1.5, 2, 3, 4.0])
+@pytest.mark.parametrize('norm', ['code', 'paper'])
 @sizes(MAPS, (2, 3, 2, 4))
-def test_at(p: float, kind: str, shape: Shape, seed: int) -> None:
+def test_at(norm: str, p: float, kind: str, shape: Shape, seed: int) -> None:
     n, _, h, w = shape
     s, t = random(*shape, seed=seed), random(n, 5, h, w, seed=seed + 1)
     slow = torch.tensor(reference.attention(s.tolist(), p, kind)).double()
     torch.testing.assert_close(attention_map(s, p, kind), slow, rtol=1e-6, atol=1e-9)
     check(
-        lambda x: at_loss(x, t, p, kind),
-        lambda x: reference.at(x.tolist(), t.tolist(), p, kind),
+        lambda x: at_loss(x, t, p, kind, norm),
+        lambda x: reference.at(x.tolist(), t.tolist(), p, kind, norm),
         s,
     )
 

@@ -55,10 +55,17 @@ def test_rkd_angle(shape: Shape, seed: int, budget: int) -> None:
         )
 
 
+@pytest.mark.parametrize('reduction', ['mean', 'rows'])
+@pytest.mark.parametrize('exclude_self', [False, True])
 @sizes(WIDE, (5, 3), (2, 2))
-def test_pkt(shape: Shape, seed: int) -> None:
+def test_pkt(exclude_self: bool, reduction: str, shape: Shape, seed: int) -> None:
+    options = exclude_self, reduction
     s, t = random(*shape, seed=seed), random(shape[0], 6, seed=seed + 1)
-    check(lambda x: pkt_loss(x, t), lambda x: reference.pkt(x.tolist(), t.tolist()), s)
+    check(
+        lambda x: pkt_loss(x, t, *options),
+        lambda x: reference.pkt(x.tolist(), t.tolist(), *options),
+        s,
+    )
 
 
 @sizes(st.tuples(*(st.integers(low, 3) for low in (2, 1, 1, 1))), (4, 2, 1, 2), (3, 2, 2, 1))

@@ -131,6 +131,13 @@ def test_large_and_small_values_give_the_same(name: str, scale: float) -> None:
     torch.testing.assert_close(LOSSES[name](scale * s, scale * t), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_of_opposite_images_alone_pkt_has_nothing_to_say() -> None:
+    s = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    options = {'exclude_self': True}
+    value = gradient(lambda s, t: pkt_loss(s, t, **options), s, torch.randn(2, 3))
+    assert value.isfinite().all() and value.abs().max() < 1e-3
+
+
 # RKD
 
 
@@ -141,6 +148,16 @@ def test_far_from_the_origin_no_digits_are_lost(loss: Loss) -> None:
     far = s + 300.0
     expected = loss(far.double(), t.double()).float()  # what float32 holds of them is exact
     torch.testing.assert_close(loss(far, t), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_angles_of_images_that_nearly_coincide_are_those_of_one_image() -> None:
+    """The law of cosines has no digits left there, and its slope would be that of rounding."""
+    s, t = torch.randn(8, 16), torch.randn(8, 16)
+    s[1] = s[0]
+    near = s.clone()
+    near[1] += 1e-4 * torch.nn.functional.normalize(torch.randn(16), dim=0)
+    slopes = [gradient(rkd_angle_loss, x, t) for x in (s, near)]
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-3, atol=1e-6)
 
 
 def test_angles_of_a_tight_cluster_have_their_digits() -> None:
@@ -559,6 +576,19 @@ def test_a_finer_map_is_averaged_before_it_is_translated(tmp_path: Path) -> None
     small = torch.nn.functional.adaptive_avg_pool2d(s, (4, 6))
     head.eval()
     expected = ft_loss(head.stu_connector.layers(small), head.tea_connector.encoder(t))
+    torch.testing.assert_close(head(s, t), 500 * expected)
+
+
+def test_a_finer_teacher_is_paraphrased_as_it_was_trained(tmp_path: Path) -> None:
+    """Its encoder has seen the map as it is; the factor is what is averaged down."""
+    head = paraphrasers(tmp_path)
+    coarse = Place(Tap('s', name='s'), ((1, 4, 4, 4),), ((16.0, 16.0),))
+    fine = Place(Tap('t', name='t'), ((1, 6, 8, 8),), ((8.0, 8.0),))
+    head.bind(coarse, fine)
+    head.eval()
+    s, t = torch.randn(2, 4, 4, 4), torch.randn(2, 6, 8, 8)
+    factor = torch.nn.functional.adaptive_avg_pool2d(head.tea_connector.encoder(t), (4, 4))
+    expected = ft_loss(head.stu_connector.layers(s), factor)
     torch.testing.assert_close(head(s, t), 500 * expected)
 
 

@@ -10,10 +10,13 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
-from densekd import DistillClassifier
+from densekd import DistillClassifier, methods
+from densekd.core.batch import Batch
 from densekd.core.checkpoint import weights_hash
+from densekd.core.input_grad import input_gradient
+from densekd.core.taps import Place, Tap
 from densekd.engine.optim import build_for_distillation
-from densekd.errors import ConfigError
+from densekd.errors import ConfigError, ShapeError
 from densekd.methods import gradient_attention_loss, jacobian_loss
 from densekd.wrappers.build import build_network
 from densekd.wrappers.detector import DistillDetector
@@ -135,6 +138,57 @@ def test_a_network_built_by_hand() -> None:
         ]
         torch.testing.assert_close(*slopes)
     assert x.grad is None
+
+
+@both
+def test_a_teacher_of_some_of_the_classes_is_asked_for_the_same_ones(name: str) -> None:
+    """By name, in another order; an image of a class that it has not says nothing."""
+    own, theirs = list('abcdef'), list('fdb')
+    wide = classifier(base_channels=8, classes=3)
+    model = pair(name, teacher=dict(model=wide, untrained=True, classes=theirs), classes=own).eval()
+    data = small(model, images=6)
+    teacher = model.teachers['teacher'].model
+    with torch.no_grad():
+        for network in (model.student, teacher):
+            network.head.fc.weight.mul_(20)
+    shared = [i for i, x in enumerate(own) if x in theirs]
+    gradients = []
+    for network, columns in (
+        (model.student, shared),
+        (teacher, [theirs.index(own[i]) for i in shared]),
+    ):
+        x = data['inputs'].clone().requires_grad_()
+        logits = network(x)[shared][:, columns]
+        labels = torch.arange(len(shared))
+        if name == 'jacobian':
+            value = logits.diagonal().sum()
+        else:
+            value = nn.functional.cross_entropy(logits, labels, reduction='sum')
+        gradients.append(torch.autograd.grad(value, x)[0])
+    assert not gradients[0][[i for i in range(6) if i not in shared]].any()
+    (value,) = (v for k, v in model(**data, mode='loss').items() if k.startswith('distill.'))
+    torch.testing.assert_close(value, PRESETS[name](*gradients), rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_sure_network_keeps_its_direction() -> None:
+    """From 17 on the softmax is 1 in float32, and a plain cross entropy's slope is cut off."""
+    torch.manual_seed(0)
+    weight, labels = torch.randn(3, 5).double(), torch.zeros(1, dtype=torch.long)
+    loss, batch_ = methods.GradientAttentionLoss(), Batch({'labels': labels})
+    shift = torch.tensor([22.0, 0.0, 0.0])
+    found = []
+    for kind in (torch.float64, torch.float32):
+        x = torch.zeros(1, 5, dtype=kind, requires_grad=True)
+        logits = x @ weight.T.to(kind) + shift.to(kind)
+        found.append(input_gradient(loss, logits, x, batch_, create_graph=False).double())
+    assert 0 < found[0].norm() < 1e-8
+    torch.testing.assert_close(found[1] / found[1].norm(), found[0] / found[0].norm())
+
+
+def test_one_logit_has_no_cross_entropy() -> None:
+    place = Place(Tap('logits'), ((4, 1),), (None,))
+    with pytest.raises(ShapeError, match='gives one logit an image'):
+        methods.GradientAttentionLoss().bind(place, place)
 
 
 @both

@@ -25,6 +25,7 @@ from densekd.methods.presets import choose_at, fitting_taps, short
 from densekd.registry import HEADS, LOSSES, PRESETS
 
 KINDS = ('sum', 'max')
+NORMS = ('code', 'paper')
 
 
 def attention_map(
@@ -81,25 +82,30 @@ def at_loss(
     teacher: Tensor,  # (N, Ct, H, W)
     p: float = 2,
     kind: str = 'sum',
+    norm: str = 'code',
 ) -> Tensor:
     """Mean squared difference of two attention maps, each of unit length in each image.
 
         Q = F(A) / ||F(A)||_2   over H, W
-        L = mean_{n,h,w} (Q_s - Q_t)^2
+        L = mean_{n,h,w} (Q_s - Q_t)^2         ('code')
+        L = 1/2 mean_n || Q_s - Q_t ||_2       ('paper')
 
     So it is blind to the scale of either map, to the number of channels and their order, and at
-    most 2/(H*W), since no value of Q is negative. A map of one cell teaches nothing: it is 0.
+    most 2/(H*W), or sqrt(1/2), since no value of Q is negative. A map of one cell teaches nothing:
+    it is 0.
 
-    Deviations: this is the authors' code, for which their weight of 1000 is meant; the paper has
-    half the norm itself, not squared and not divided by H*W. Without any activation Q is 0.
+    Deviations: the default is the authors' code, for which their weight of 1000 is meant; the paper
+    has the norm itself. Without any activation Q is 0, and where the norm is 0 so is its slope.
 
     Args:
         student: The student's map.
         teacher: The teacher's.
         p: Exponent, see `attention_map`.
         kind: `'sum'` or `'max'` over channels.
+        norm: `'code'` or `'paper'`.
 
     Raises:
+        ConfigError: If an option is none of these.
         ShapeError: If N, H or W differ.
 
     Example:
@@ -108,6 +114,7 @@ def at_loss(
         >>> at_loss(student, teacher)  # (1 + 1) / 2
         tensor(1.)
     """
+    _check_options(p, kind, norm)
     s, t = attention_map(student, p, kind), attention_map(teacher.detach(), p, kind)
     if s.shape != t.shape:
         raise ShapeError(
@@ -116,7 +123,11 @@ def at_loss(
         )
     if not s.numel():
         return zero_like_loss(student)
-    return (l2n(s.flatten(1)) - l2n(t.flatten(1))).square().mean()
+    apart = l2n(s.flatten(1)) - l2n(t.flatten(1))
+    if norm == 'code':
+        return apart.square().mean()
+    # The root alone would have no slope where the maps are one.
+    return 0.5 * (l2n(apart) * apart).sum(1).mean()
 
 
 @LOSSES.register
@@ -131,6 +142,8 @@ class ATLoss(DistillLoss):
             mean as it is. The mean of maps of unit length falls with 1/(H*W): a weight for 7x7
             cells acts like one a hundred times smaller on 70x70. With a reference the mean is
             multiplied by H*W/reference, and is then a sum that no longer depends on the size.
+        norm: `'code'`, the mean of squares, or `'paper'`, the norm of an image's difference, which
+            has no such mean and takes no reference.
 
     Where sizes differ, the larger feature is averaged down before its map is taken.
 
@@ -152,24 +165,33 @@ class ATLoss(DistillLoss):
         p: float = 2,
         kind: str = 'sum',
         reference: float | None = None,
+        norm: str = 'code',
     ) -> None:
         super().__init__(loss_weight)
-        _check_options(p, kind)
+        _check_options(p, kind, norm)
         if reference is not None and reference <= 0:
             raise ConfigError(f'ATLoss: reference is a number of cells, not {reference}.')
         self.p = p
         self.kind = kind
+        if reference is not None and norm == 'paper':
+            raise ConfigError(
+                "ATLoss: reference is for the mean over cells, which norm='paper' has not. Leave "
+                'one of them out.'
+            )
         self.reference = reference
+        self.norm = norm
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""
-        value = at_loss(student, teacher, self.p, self.kind)
+        value = at_loss(student, teacher, self.p, self.kind, self.norm)
         if self.reference is None:
             return value
         return value * (student.shape[-2] * student.shape[-1] / self.reference)
 
 
-def _check_options(p: float, kind: str) -> None:
+def _check_options(p: float, kind: str, norm: str = 'code') -> None:
+    if norm not in NORMS:
+        raise ConfigError(f'AT: there is no norm {norm!r}. {did_you_mean(norm, NORMS)}')
     if kind not in KINDS:
         raise ConfigError(f'AT: there is no kind {kind!r}. {did_you_mean(kind, KINDS)}')
     if p <= 0:

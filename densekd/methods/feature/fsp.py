@@ -139,6 +139,7 @@ class FSPLoss(DistillLoss):
     """
 
     pairs = False
+    compares_cells = False
 
     def bind(self, student: Place, teacher: Place) -> None:
         """Refuses taps that do not give two maps.

@@ -229,7 +229,8 @@ class ParaphraserConnector(Connector):
         untrained: Whether an encoder of random weights is meant, as for a test.
 
     Without weights, given here or loaded with a run's checkpoint, it refuses to be used: a student
-    would be trained by random features. A map finer than the student's is averaged down first.
+    would be trained by random features. It reads a map as large as it was trained on; the factor of
+    one finer than the student's is averaged down by the loss.
 
     Raises:
         CheckpointError: If the weights are not those of a paraphraser for these channels.
@@ -248,7 +249,6 @@ class ParaphraserConnector(Connector):
         self.checkpoint = checkpoint
         self.rate = rate
         self.untrained = untrained
-        self.finer = 1, 1
         self.encoder: nn.Module | None = None
         self.register_buffer('trained', torch.tensor(False))
 
@@ -259,7 +259,6 @@ class ParaphraserConnector(Connector):
             weights = read_checkpoint(self.checkpoint)
             load_weights(paraphraser, weights, self.checkpoint, 'paraphraser')
             self.trained.fill_(True)
-        self.finer = _finer(own, other)
         self.encoder = paraphraser.encoder.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> ParaphraserConnector:
@@ -280,7 +279,7 @@ class ParaphraserConnector(Connector):
                 'nothing to say. Give checkpoint=…, the state_dict of a Paraphraser trained by '
                 'paraphraser_loss, or untrained=True if that is meant.'
             )
-        return self.encoder(_averaged(x, self.finer))
+        return self.encoder(x)
 
 
 @CONNECTORS.register

@@ -58,7 +58,8 @@ def kdsvd_loss(
     differentiated through a decomposition, and no vectors need to be matched. With 'own', the first
     version, the derivative has 1/(lambda_i - lambda_j), which is held finite where two are equal.
     The authors leave signs to the decomposition, by which their loss depends on the order of
-    positions. They clip the gradient of this loss to the task's: `densekd.core.clip`.
+    positions. They sum over the batch instead of taking its mean, so that a weight of theirs, which
+    is 1, is N here. They clip the gradient of this loss to the task's: `densekd.core.clip`.
 
     Args:
         students: The student's maps, at least two.
@@ -281,8 +282,8 @@ class KDSVDDistillationHead(DistillationHead):
 def preset(anatomy: Anatomy, at: str | None = None) -> list[dict[str, Any]]:
     """Returns KD-SVD over the ends of all stages of a classifier, with weight 1.
 
-    Its gradient is clipped to the task's, as by the authors. No weight of theirs is known for a sum
-    over an image; ports have 1.
+    Its gradient is clipped to the task's, as by the authors. The weight is that of ports that have
+    the mean over the batch; the authors' sum is a weight of N.
     """
     choose_at('kdsvd', at, preset.at)
     only_classifiers('kdsvd', anatomy, 'a decomposition of each map of an image costs too much')

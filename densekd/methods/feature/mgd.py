@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
+from densekd.core.ops import numbers_of
 from densekd.core.taps import Place
 from densekd.errors import ConfigError, ShapeError, TapError, did_you_mean
 from densekd.methods.presets import choose_at, fitting_taps, short
@@ -153,8 +154,7 @@ class MGDLoss(DistillLoss):
         """
         n, c, h, w = student.shape
         shape = (n, 1, h, w) if self.mask_kind == 'position' else (n, c, 1, 1)
-        # torch's generator on the CPU reads the low 32 bits.
-        numbers = torch.Generator().manual_seed((seed + self.offset + 7919 * _rank()) % 2**32)
+        numbers = numbers_of(seed, self.offset)
         return (torch.rand(shape, generator=numbers) >= self.masked).to(student.device)
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -178,12 +178,6 @@ class MGDLoss(DistillLoss):
                 "Batch({'seed': step}), as a model around it does."
             )
         return mgd_loss(student, teacher, self.generator, mask)
-
-
-def _rank() -> int:
-    distributed = torch.distributed
-    known = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_rank() if known else 0
 
 
 @HEADS.register

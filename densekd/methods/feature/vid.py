@@ -83,8 +83,8 @@ class VIDLoss(DistillLoss):
         eps: The least variance.
 
     The loss falls below 0 as the variances shrink: it is no measure of how good the student is.
-    Weight decay draws a variance to 0.69, that of a raw one of 0; ports that use it do so too.
-    `optim_wrapper=dict(distillers=dict(decay_mult=0))` in a config leaves it out.
+    Weight decay would draw a variance to 0.69, that of a raw one of 0, whatever the error is; so
+    the variances are left out of it. Ports that use it have them in.
 
     Raises:
         ConfigError: If eps is not positive, or the variance not larger.
@@ -99,6 +99,7 @@ class VIDLoss(DistillLoss):
     """
 
     align = 'pool_larger'
+    undecayed = ('raw_variance',)
 
     def __init__(self, loss_weight: float = 1.0, variance: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__(loss_weight)

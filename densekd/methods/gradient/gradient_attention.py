@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
+from densekd.core.columns import Columns
 from densekd.core.head import DistillationHead, check_same_shape
 from densekd.core.input_grad import InputGradientLoss
 from densekd.core.ops import l2n, zero_like_loss
 from densekd.core.taps import Place
-from densekd.methods.gradient.jacobian import check_outputs
+from densekd.errors import ShapeError
+from densekd.methods.gradient.jacobian import check_outputs, true_classes
 from densekd.methods.presets import choose_at, fitting_taps, only_classifiers
 from densekd.registry import HEADS, LOSSES, PRESETS
 
@@ -93,6 +96,7 @@ class GradientAttentionLoss(InputGradientLoss):
     def __init__(self, loss_weight: float = 1.0, normalise: bool = True) -> None:
         super().__init__(loss_weight)
         self.normalise = normalise
+        self._columns: Columns | None = None
 
     def bind(self, student: Place, teacher: Place) -> None:
         """Refuses places that are no logits.
@@ -101,10 +105,22 @@ class GradientAttentionLoss(InputGradientLoss):
             TapError: If a map is tapped, or several tensors.
         """
         check_outputs('GradientAttentionLoss', 2, student, teacher)
+        for place in (student, teacher):
+            if place.shapes[0][1] < 2:
+                raise ShapeError(
+                    f'GradientAttentionLoss: tap {place.tap.label!r} gives one logit an image, '
+                    'whose cross entropy is 0 whatever the image is.'
+                )
+        self._columns = student.tap.columns
 
     def scalar(self, tapped: Tensor, batch: Batch) -> Tensor:
         """Returns the cross entropy of each image."""
-        return F.cross_entropy(tapped, batch.labels, reduction='none')
+        column, meant = true_classes(batch.labels, self._columns)
+        others = tapped.scatter(1, column, -torch.inf)
+        odds = others.logsumexp(1) - tapped.gather(1, column).squeeze(1)
+        # Of a network that is sure, the softmax is 1 in float32, and F.cross_entropy has no
+        # gradient left for the true class; this has it.
+        return torch.where(meant, F.softplus(odds), 0.0)
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""

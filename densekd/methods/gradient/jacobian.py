@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
+from densekd.core.columns import Columns
 from densekd.core.head import DistillationHead, check_same_shape
 from densekd.core.input_grad import InputGradientLoss
 from densekd.core.ops import l2n, zero_like_loss
@@ -86,6 +88,7 @@ class JacobianLoss(InputGradientLoss):
         if of not in OUTPUTS:
             raise ConfigError(f'JacobianLoss: there is no of={of!r}. {did_you_mean(of, OUTPUTS)}')
         self.of = of
+        self._columns: Columns | None = None
         if of == 'attention':
             self.needs = ('input_grad',)  # type: ignore[misc]  # of this loss alone
 
@@ -96,16 +99,31 @@ class JacobianLoss(InputGradientLoss):
             TapError: If logits are tapped where a map is meant, or the other way round.
         """
         check_outputs('JacobianLoss', 2 if self.of == 'label' else 4, student, teacher)
+        self._columns = student.tap.columns
 
     def scalar(self, tapped: Tensor, batch: Batch) -> Tensor:
         """Returns the output of each image."""
         if self.of == 'label':
-            return tapped.gather(1, batch.labels[:, None]).squeeze(1)
+            column, meant = true_classes(batch.labels, self._columns)
+            return torch.where(meant, tapped.gather(1, column).squeeze(1), 0.0)
         return tapped.square().sum(1).flatten(1).amax(1)
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""
         return jacobian_loss(student, teacher)
+
+
+def true_classes(labels: Tensor, columns: Columns | None) -> tuple[Tensor, Tensor]:
+    """Returns the column (N, 1) of each image's class, and whether there is one, (N,).
+
+    Args:
+        labels: The class of each image, (N,), in the student's numbers.
+        columns: What of the student's classes is compared; None if all. Of an image of another
+            class, which the teacher has not, neither network's output may be differentiated.
+    """
+    if columns is not None:
+        labels = columns.places(labels)
+    return labels.clamp(min=0)[:, None], labels >= 0
 
 
 def check_outputs(name: str, axes: int, *places: Place) -> None:

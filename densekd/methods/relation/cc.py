@@ -77,6 +77,8 @@ class CCLoss(DistillLoss):
         loss_weight: Factor; 100 in Knowledge-Distillation-Zoo, for CIFAR-10.
         gamma: How fast the kernel falls with the distance.
 
+    Each process relates the images that it has.
+
     Raises:
         ConfigError: If gamma is not positive.
 

@@ -82,6 +82,8 @@ class FELoss(DistillLoss):
         unit: Whether vectors are brought to unit length first, on both sides. Without, a student
             has less to pay if it only shrinks its vectors.
 
+    Each process relates the images that it has.
+
     Raises:
         ConfigError: If k is not positive.
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from densekd.core.batch import Batch
 from densekd.core.checkpoint import load_weights, read_checkpoint, weights_in
 from densekd.core.head import DistillationHead, DistillLoss, check_same_shape
-from densekd.core.ops import l2n, zero_like_loss
+from densekd.core.ops import l2n, numbers_of, zero_like_loss
 from densekd.core.taps import Place
 from densekd.errors import ConfigError, ShapeError, TapError
 from densekd.methods.feature.kdsvd import main_vectors
@@ -153,17 +153,18 @@ class GraphEstimator(nn.Module):
         )
         self.out = nn.Linear(heads * width, later)
 
-    def forward(self, earlier: Tensor, graphs: Tensor, seed: int = 0) -> Tensor:
+    def forward(
+        self, earlier: Tensor, graphs: Tensor, numbers: torch.Generator | None = None
+    ) -> Tensor:
         """Returns the estimates (N, C), of unit length.
 
         Args:
             earlier: The earlier layer's vectors, (N, C).
             graphs: The attention, (heads, N, N).
-            seed: What decides which heads an image sees.
+            numbers: What decides which heads an image sees, on the CPU; None for torch's own.
         """
         weights = graphs.softmax(2)
         if self.training:
-            numbers = torch.Generator().manual_seed(seed)
             noise = torch.randn((*weights.shape[:2], 1), generator=numbers).to(weights)
             weights = torch.where(noise > noise.mean(0), weights, 0.0)
         seen = weights @ self.value(earlier)
@@ -364,14 +365,15 @@ class MHGDEstimatorLoss(_Attending):
         """Returns the unweighted loss."""
         if len(student[0]) < 2 or not all(x.numel() for x in student):
             return zero_like_loss(*student, *self.parameters())
-        seed = batch.seed if batch.has('seed') else 0
+        # One for all layers, so that each has heads of its own.
+        numbers = numbers_of(batch.seed if batch.has('seed') else 0)
         terms = []
         steps = zip(
             self.attention, self.estimators, pairwise(self.layers(student, teacher)), strict=True
         )
         for attention, estimator, (earlier, later) in steps:
             graphs = attention(earlier[0], later[0])
-            estimate = estimator(earlier[0], graphs, seed)
+            estimate = estimator(earlier[0], graphs, numbers)
             terms.append(mhgd_estimator_loss(estimate, later[1]))
         return torch.stack(terms).sum()
 

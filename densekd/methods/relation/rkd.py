@@ -75,12 +75,13 @@ def rkd_angle_loss(
         a_ijk = cos of the angle at j = <x_i - x_j, x_k - x_j> / (||x_i - x_j|| ||x_k - x_j||)
         L = mean_{i,j,k} huber(a_ijk^s - a_ijk^t)   over all N^3, with huber's bend at 1
 
-    So it is blind to rotation, translation and scale of either side. Where two of the three are one
-    point (always so where i or k is j) the angle is 0.
+    So it is blind to rotation, translation and scale of either side. Where i or k is one point with
+    j (always so where it is j) the cosine is 0.
 
     Deviations: none in value from the authors' code. It holds the differences of all pairs, N^2 C
     numbers; here the cosines come from the distances alone, a few images j at a time. Points closer
-    than some rounding errors of the mean distance count as one.
+    than 3e-4 of the mean distance (in float32: the root of its rounding error, from where on that
+    eats up the gradient) count as one.
 
     Raises:
         ShapeError: If a side is not (N, C), or the numbers of images differ.
@@ -111,7 +112,7 @@ def rkd_angle_loss(
 
 def _sides(d: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the distances and their inverses, both 0 between points that count as one."""
-    apart = d > 10 * torch.finfo(d.dtype).eps * d.mean().detach()
+    apart = d > torch.finfo(d.dtype).eps ** 0.5 * d.mean().detach()
     inverse = torch.where(apart, torch.where(apart, d, 1.0).reciprocal(), 0.0)
     return torch.where(apart, d, 0.0), inverse
 
@@ -144,6 +145,8 @@ class RKDLoss(DistillLoss):
         loss_weight: Factor; 25 for classifiers in public ports, 1 for metric learning.
         distance: Factor on the distances; 0 leaves them out.
         angle: Factor on the angles, of which there are N^3; 0 leaves them out.
+
+    Each process relates the images that it has.
 
     Raises:
         ConfigError: If both factors are 0, or one is negative.

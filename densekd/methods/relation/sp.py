@@ -66,12 +66,15 @@ class SPLoss(DistillLoss):
     Args:
         loss_weight: Factor; the authors' is 3000.
 
+    Each process relates the images that it has.
+
     Example:
         >>> SPLoss(loss_weight=10.0)(torch.eye(2), torch.ones(2, 1))
         tensor(2.9289)
     """
 
     fewest = 2
+    compares_cells = False
     compares_channels = False
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

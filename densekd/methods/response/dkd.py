@@ -18,6 +18,7 @@ from torch import Tensor
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
+from densekd.core.columns import Columns
 from densekd.core.head import DistillLoss
 from densekd.core.ops import zero_like_loss
 from densekd.core.taps import Place
@@ -176,7 +177,7 @@ class DKDLoss(DistillLoss):
         self.alpha = alpha
         self.beta = beta
         self.tau = tau
-        self._columns: list[int] | None = None
+        self._columns: Columns | None = None
 
     def bind(self, student: Place, teacher: Place) -> None:
         """Takes which labels are meant: those of images or pixels, or those of regions.
@@ -195,12 +196,7 @@ class DKDLoss(DistillLoss):
                 )
         if student.tap.label.startswith('roi'):
             self.needs = ('rois', 'roi_labels')  # type: ignore[misc]  # those of the one place
-        columns = student.tap.columns
-        if columns is not None:
-            # Where each class of the student stands among those that both networks have.
-            picked = list(columns.picked) + [columns.count] * columns.background
-            every = range(columns.count + columns.background)
-            self._columns = [picked.index(k) if k in picked else -1 for k in every]
+        self._columns = student.tap.columns
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss.
@@ -219,15 +215,9 @@ class DKDLoss(DistillLoss):
                 valid = valid_cells(student, batch)
                 if valid is not None:
                     labels = labels.masked_fill(~valid.to(labels.device), -1)
-        return dkd_loss(student, teacher, self._of_columns(labels), self.alpha, self.beta, self.tau)
-
-    def _of_columns(self, labels: Tensor) -> Tensor:
-        """Returns labels as numbers of the columns that are compared, -1 for none."""
-        if self._columns is None:
-            return labels
-        table = torch.tensor(self._columns, device=labels.device)
-        inside = (labels >= 0) & (labels < len(table))
-        return torch.where(inside, table[labels.clamp(0, len(table) - 1)], -1)
+        if self._columns is not None:
+            labels = self._columns.places(labels)
+        return dkd_loss(student, teacher, labels, self.alpha, self.beta, self.tau)
 
 
 @HEADS.register

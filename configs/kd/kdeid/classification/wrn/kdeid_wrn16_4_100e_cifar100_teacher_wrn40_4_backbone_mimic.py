@@ -11,7 +11,8 @@ Expected: 77.22 top-1, published by Knowledge_distillation_via_TF2.0 at commit 0
 The pair is that of an earlier version of its page, the schedule that of its script. KD-EID is
 KD-SVD by eigenvalues of the Gram matrix, which is how densekd computes both. This is the form of
 the code that had it by this name: student and teacher are decomposed, and of the four main vectors
-of the student that one is compared which is nearest to the teacher's first.
+of the student that one is compared which is nearest to the teacher's first. Places and weight 1,
+of a mean over the batch, are ours.
 """
 
 _base_ = ['../../../../classification/wrn16_4_100e_cifar100.py']

@@ -9,12 +9,14 @@ Expected: 76.85 top-1, published by Knowledge_distillation_via_TF2.0 at commit 0
           Not yet run by us.
 
 The pair is that of an earlier version of its page, the schedule that of its script. As in its code,
-the teacher alone is decomposed, into four singular vectors a map, and the gradient of the term is
-clipped to that of the task.
+the maps are those ahead of the ReLUs, the student's through connectors; the teacher alone is
+decomposed, into four singular vectors a map, and the gradient of the term is clipped to that of the
+task. The loss there is a sum over the batch of 128, hence the weight of the mean here.
 """
 
 _base_ = ['../../../../classification/wrn16_4_100e_cifar100.py']
 
+places = ['backbone.c2.pre_relu', 'backbone.c3.pre_relu', 'backbone.c4.pre_relu']
 model = dict(
     _delete_=True,
     type='densekd.DistillClassifier',
@@ -23,5 +25,17 @@ model = dict(
         model='{{ fileDirname }}/../../../../classification/wrn40_4_100e_cifar100.py',
         checkpoint='work_dirs/wrn40_4_100e_cifar100/epoch_100.pth',
     ),
-    preset='kdsvd',
+    distillers=[
+        dict(
+            student_module=places,
+            teacher_module=places,
+            head=dict(
+                type='KDSVDDistillationHead',
+                loss=dict(type='KDSVDLoss', loss_weight=128.0),
+                stu_connector=dict(type='BNConnector'),
+                name='kdsvd',
+            ),
+            clip_to_task=True,
+        )
+    ],
 )
