@@ -56,6 +56,15 @@ class ImageClassifier(BaseModel):
                 )
             head = {**head, 'in_channels': channels}
         self.head = _built(head)
+        mixed = getattr(self.data_preprocessor, 'mixes', False)
+        told, own = (
+            getattr(part, 'num_classes', None) for part in (self.data_preprocessor, self.head)
+        )
+        if mixed and None not in (told, own) and told != own:
+            raise ConfigError(
+                f'data_preprocessor: its num_classes={told} are the classes whose images it mixes, '
+                f'and the head has {own}. Give both the same.'
+            )
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
         """Returns the embedding (N, C) of preprocessed images."""

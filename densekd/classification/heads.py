@@ -32,7 +32,7 @@ class LinearHead(nn.Module):
         loss_weight: Factor on the loss.
 
     Raises:
-        ConfigError: If there are fewer than two classes, or the share is no share.
+        ConfigError: If the classes are no whole number from 2 on, or the share is no share.
 
     Example:
         >>> import torch
@@ -51,6 +51,10 @@ class LinearHead(nn.Module):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+            raise ConfigError(
+                f'LinearHead: num_classes is a whole number above 1, not {num_classes!r}.'
+            )
         if num_classes < 2:
             raise ConfigError(f'LinearHead: num_classes is {num_classes}; two classes are needed.')
         if not 0 <= label_smoothing < 1:

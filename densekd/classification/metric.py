@@ -22,7 +22,7 @@ class Accuracy(BaseMetric):
         prefix: What stands before the names: `accuracy/top1`.
 
     Raises:
-        ConfigError: If no k is given, or one is below 1.
+        ConfigError: If no k is given, or one is no whole number above 0.
     """
 
     default_prefix = 'accuracy'
@@ -34,8 +34,11 @@ class Accuracy(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device, prefix)
-        if not topk or min(topk) < 1:
-            raise ConfigError(f'Accuracy: topk is a list of numbers above 0, not {topk!r}.')
+        whole = isinstance(topk, Sequence) and all(
+            isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in topk
+        )
+        if not whole or not topk:
+            raise ConfigError(f'Accuracy: topk is a list of whole numbers above 0, not {topk!r}.')
         self.topk = tuple(topk)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:

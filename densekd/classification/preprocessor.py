@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ class ImagePreprocessor(ImgDataPreprocessor):
             hand on to all maps. The same but for rounding, and faster on CPUs.
 
     Raises:
-        ConfigError: If images are to be mixed and the number of classes is not given.
+        ConfigError: If mean and std are not each three numbers, or images are to be mixed and the
+            number of classes is not given.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class ImagePreprocessor(ImgDataPreprocessor):
         num_classes: int | None = None,
         channels_last: bool = False,
     ) -> None:
+        _check_norm(mean, std)
         super().__init__(mean, std)
-        if (mixup or cutmix) and not num_classes:
-            raise ConfigError('data_preprocessor: to mix images, give num_classes.')
-        if min(mixup, cutmix) < 0 or not 0 <= mix_prob <= 1:
+        mixing = (mixup, cutmix, mix_prob)
+        if not all(_is_number(value) and value >= 0 for value in mixing) or mix_prob > 1:
             raise ConfigError(
                 'data_preprocessor: mixup and cutmix are 0 or more, and mix_prob is from 0 to 1.'
             )
+        if mixup or cutmix:
+            _check_classes(num_classes)
         self.mixup, self.cutmix, self.mix_prob = mixup, cutmix, mix_prob
         self.num_classes = num_classes
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -62,8 +66,14 @@ class ImagePreprocessor(ImgDataPreprocessor):
         """Returns the batch as the model takes it.
 
         Raises:
+            ConfigError: If there are no inputs, which a pipeline has to end with.
             DataError: If the images have unlike sizes.
         """
+        if isinstance(data, Mapping) and 'inputs' not in data:
+            raise ConfigError(
+                "data_preprocessor: the batch has no 'inputs': the pipeline must end with "
+                'densekd.PackImage.'
+            )
         data = dict(self.cast_data(data))
         data.setdefault('data_samples', None)
         images = self._stacked(data['inputs']).float()
@@ -99,3 +109,32 @@ class ImagePreprocessor(ImgDataPreprocessor):
         for sample, share in zip(samples, shares, strict=True):
             sample.set_field(share, 'gt_score')
         return images
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_norm(mean: Any, std: Any) -> None:
+    if mean is None and std is None:
+        return
+    for name, values in (('mean', mean), ('std', std)):
+        three = isinstance(values, Sequence) and len(values) == 3 and all(map(_is_number, values))
+        if not three:
+            raise ConfigError(
+                f'data_preprocessor: mean and std are each three numbers, one a channel, or both '
+                f'None, and {name} is {values!r}.'
+            )
+    if min(std) <= 0:
+        raise ConfigError(
+            f'data_preprocessor: images are divided by std, whose values are above 0, not {std!r}.'
+        )
+
+
+def _check_classes(count: Any) -> None:
+    if count is None:
+        raise ConfigError('data_preprocessor: to mix images, give num_classes.')
+    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+        raise ConfigError(
+            f'data_preprocessor: num_classes is a whole number above 1, not {count!r}.'
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ class LoadImage:
             raw = np.fromfile(path, np.uint8)
         except OSError as error:
             raise DataError(f"{path}: the image can't be read: {error.strerror}.") from None
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+        try:
+            image = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
+        except cv2.error as error:
+            # A damaged header may say any size, and OpenCV takes none above its own limit.
+            raise DataError(
+                f"{path}: the image can't be read: OpenCV refuses it ({error.err})."
+            ) from None
         if image is None:
             raise DataError(f"{path}: the image can't be read: it is cut short, or no image.")
         return {**results, 'img': np.ascontiguousarray(image[..., ::-1])}
@@ -47,9 +54,14 @@ class PadCrop:
     Args:
         size: Height and width of the square.
         padding: Width of the border.
+
+    Raises:
+        ConfigError: If the size is no whole number above 0, or the padding none from 0 on.
     """
 
     def __init__(self, size: int = 32, padding: int = 4) -> None:
+        _check_whole('PadCrop: size', size, 1)
+        _check_whole('PadCrop: padding', padding, 0)
         self.size, self.padding = size, padding
 
     def __call__(self, results: Results) -> Results:
@@ -58,7 +70,7 @@ class PadCrop:
         Raises:
             DataError: If the image is smaller than the square.
         """
-        inside, border = results['img'], self.padding
+        inside, border = _image(results, self), self.padding
         height, width = inside.shape[0] + 2 * border, inside.shape[1] + 2 * border
         _refuse_smaller(results, self.size, height, width)
         # `np.pad` takes many times as long on small images.
@@ -74,15 +86,21 @@ class Flip:
 
     Args:
         prob: How often.
+
+    Raises:
+        ConfigError: If that is no number from 0 to 1.
     """
 
     def __init__(self, prob: float = 0.5) -> None:
+        if not _is_number(prob) or not 0 <= prob <= 1:
+            raise ConfigError(f'Flip: prob is a number from 0 to 1, not {prob!r}.')
         self.prob = prob
 
     def __call__(self, results: Results) -> Results:
         """Replaces `img`."""
+        image = _image(results, self)
         turned = np.random.random() < self.prob
-        return {**results, 'img': results['img'][:, ::-1]} if turned else results
+        return {**results, 'img': image[:, ::-1]} if turned else results
 
 
 class RandomResizedCrop:
@@ -92,6 +110,9 @@ class RandomResizedCrop:
         size: Height and width of the square.
         area: Least and largest part of the image's area.
         ratio: Least and largest ratio of width to height, drawn log-uniformly.
+
+    Raises:
+        ConfigError: If the size is no whole number above 0, or a pair is none of such numbers.
     """
 
     def __init__(
@@ -100,16 +121,17 @@ class RandomResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        if not 0 < area[0] <= area[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        _check_whole('RandomResizedCrop: size', size, 1)
+        if not _is_range(area) or not _is_range(ratio) or area[1] > 1:
             raise ConfigError(
-                f'RandomResizedCrop: area {area} and ratio {ratio} are each a least and a largest '
-                'value above 0, and no area is above 1.'
+                f'RandomResizedCrop: area {area!r} and ratio {ratio!r} are each a least and a '
+                'largest value above 0, and no area is above 1.'
             )
         self.size, self.area, self.ratio = size, area, ratio
 
     def __call__(self, results: Results) -> Results:
         """Replaces `img`."""
-        image = results['img']
+        image = _image(results, self)
         top, left, height, width = self._part(*image.shape[:2])
         part = image[top : top + height, left : left + width]
         return {**results, 'img': _resized(part, self.size, self.size)}
@@ -134,17 +156,22 @@ class ResizeEdge:
 
     Args:
         size: The length.
+
+    Raises:
+        ConfigError: If it is no whole number above 0.
     """
 
     def __init__(self, size: int = 256) -> None:
+        _check_whole('ResizeEdge: size', size, 1)
         self.size = size
 
     def __call__(self, results: Results) -> Results:
         """Replaces `img`."""
-        height, width = results['img'].shape[:2]
+        image = _image(results, self)
+        height, width = image.shape[:2]
         scale = self.size / min(height, width)
         sides = (max(self.size, round(side * scale)) for side in (height, width))
-        return {**results, 'img': _resized(results['img'], *sides)}
+        return {**results, 'img': _resized(image, *sides)}
 
 
 class CenterCrop:
@@ -152,9 +179,13 @@ class CenterCrop:
 
     Args:
         size: Height and width.
+
+    Raises:
+        ConfigError: If it is no whole number above 0.
     """
 
     def __init__(self, size: int = 224) -> None:
+        _check_whole('CenterCrop: size', size, 1)
         self.size = size
 
     def __call__(self, results: Results) -> Results:
@@ -163,10 +194,11 @@ class CenterCrop:
         Raises:
             DataError: If the image is smaller than that.
         """
-        height, width = results['img'].shape[:2]
+        image = _image(results, self)
+        height, width = image.shape[:2]
         _refuse_smaller(results, self.size, height, width)
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        return {**results, 'img': results['img'][top : top + self.size, left : left + self.size]}
+        return {**results, 'img': image[top : top + self.size, left : left + self.size]}
 
 
 class PackImage:
@@ -181,13 +213,36 @@ class PackImage:
 
     def __call__(self, results: Results) -> Results:
         """Returns `inputs`, (3, H, W), and `data_samples` with `gt_label`."""
-        image = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
+        image = np.ascontiguousarray(_image(results, self).transpose(2, 0, 1))
         meta: Results = {k: results[k] for k in ('img_path', 'sample_idx') if k in results}
         if self.digest:
             meta['view'] = hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
         sample = BaseDataElement(metainfo={**meta, 'img_shape': image.shape[1:]})
         sample.set_field(torch.tensor(int(results['gt_label'])), 'gt_label')
         return {'inputs': torch.from_numpy(image), 'data_samples': sample}
+
+
+def _check_whole(what: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f'{what} is a whole number from {least} on, not {value!r}.')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_range(value: Any) -> bool:
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
+    return pair and 0 < value[0] <= value[1] < math.inf
+
+
+def _image(results: Results, step: Any) -> np.ndarray:
+    if 'img' not in results:
+        raise ConfigError(
+            f'{type(step).__name__}: there is no image yet: begin the pipeline with '
+            'densekd.LoadImage.'
+        )
+    return results['img']
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densekd.cli import options
 
@@ -43,30 +43,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Checks, and prints what each term compares and sends to the student."""
-    from densekd.engine.preflight import check
-    from densekd.engine.run import is_distillation, prepare
+    from densekd.engine.run import is_distillation, prepare, trusted
     from densekd.engine.sequences import of_round, unrolled
-    from densekd.engine.stages import of_stage, staged
 
     cfg = prepare(args.config, options=options.parse_options(args.cfg_options))
     if args.without_weights and is_distillation(cfg):
         cfg.model.teacher = without_weights(cfg.model.teacher)
-    if args.trust_checkpoint and is_distillation(cfg):
-        cfg.model.trust_checkpoint = True
+    cfg = trusted(cfg, args.trust_checkpoint)
     if cfg.get('rounds') is not None:
         for name, one in unrolled(cfg):
             print(f'Round {name!r}')
             with of_round(name):
-                show(check(one, full_size=not args.small))
-        print(f'Next: densekd train {args.config}')
-        return 0
+                check_stages(one, full_size=not args.small)
+    else:
+        check_stages(cfg, full_size=not args.small)
+    print(f'Next: densekd train {args.config}')
+    return 0
+
+
+def check_stages(cfg: Any, full_size: bool) -> None:
+    """Checks each stage of a config, or the whole of one without, and prints what it found."""
+    from densekd.engine.preflight import check
+    from densekd.engine.stages import of_stage, staged
+
     for name, stage, handed in staged(cfg):
         if name:
             print(f'Stage {name!r}')
         with of_stage(name):
-            show(check(stage, full_size=not args.small, handed=handed))
-    print(f'Next: densekd train {args.config}')
-    return 0
+            show(check(stage, full_size=full_size, handed=handed))
 
 
 def without_weights(teacher: object) -> object:

@@ -15,11 +15,12 @@ from densekd.core.ops import private_rng
 from densekd.core.taps import Place, Tap, Taps, resolve
 from densekd.core.teacher import Teacher
 from densekd.core.trace import find
-from densekd.errors import ConfigError, DenseKDError, did_you_mean
+from densekd.errors import ConfigError, DenseKDError, TapError, did_you_mean
 
 # What the loop counts by itself, and what takes another way of running both networks.
 COUNTED = ('iteration', 'seed')
 GIVEN = tuple(name for name in FIELDS if name not in (*COUNTED, 'input_grad'))
+NUMBERS = ('dense_avg_factor', 'rpn_avg_factor')
 
 
 class Distillers(nn.Module):
@@ -85,6 +86,9 @@ class Distillers(nn.Module):
         self.epoch: int | None = None
         self._open: Taps | None = None
         self._read: Taps | None = None
+        self._watch: Any = None
+        self._entered = True
+        self._passes: list[bool] = []
         self._factors: dict[Distiller, float] = {}
         self.distillers = nn.ModuleDict()
         for i, distiller in enumerate(distillers):
@@ -145,14 +149,21 @@ class Distillers(nn.Module):
         read = [d for d, factor in self._factors.items() if factor > 0 and d.reads_student]
         taps = Taps(self.student, _taps(read, 'student'), student=True)
         self._open = self._read = taps.__enter__()
+        self._entered, self._passes = torch.is_grad_enabled(), []
+        # A place inside the student can't tell: activation checkpointing takes its gradient away.
+        self._watch = self.student.register_forward_pre_hook(self._note_pass)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self._open is not None:
             self._open.__exit__(kind, error, trace)
-        self._open = None
+            self._watch.remove()
+        self._open = self._watch = None
         if kind is not None:
             self._read = None
+
+    def _note_pass(self, *_: Any) -> None:
+        self._passes.append(torch.is_grad_enabled())
 
     def losses(self, *inputs: Any, task: Tensor | None = None, **fields: Any) -> dict[str, Tensor]:
         """Returns the weighted loss of each distiller on the student's last pass.
@@ -164,7 +175,7 @@ class Distillers(nn.Module):
 
         Raises:
             ConfigError: If the student has not run, or a loss needs something else.
-            TapError: If no gradient reaches the student, or a place did not run.
+            TapError: If no gradient reaches the student in training mode, or a place did not run.
             ShapeError: If two tensors can't be compared.
         """
         reading, self._read = self._read, None
@@ -175,6 +186,7 @@ class Distillers(nn.Module):
             )
         reading.size = _size(inputs)
         active = [distiller for distiller, factor in self._factors.items() if factor > 0]
+        self._refuse_no_gradients(active)
         batch = self._batch(active, inputs, fields)
         # What holds both networks may have put the teacher into training mode, too.
         self.teacher.freeze()
@@ -195,6 +207,21 @@ class Distillers(nn.Module):
         if self.training:
             self.iteration += 1
         return losses
+
+    def _refuse_no_gradients(self, active: Sequence[Distiller]) -> None:
+        # Without a note, a part of the student was called by itself.
+        learns = any(self._passes or [self._entered])
+        if learns or not self.training or not torch.is_grad_enabled():
+            return
+        for distiller in active:
+            # A connector may learn first, or of the teacher alone.
+            reaches = distiller.reaches_student(self.iteration, self.epoch)
+            if distiller.reads_student and reaches:
+                raise TapError(
+                    f'losses: {_where(distiller)}: the student ran under torch.no_grad(), so that '
+                    'no gradient reaches it and nothing is taught. Run it with gradients, or write '
+                    'distillers.eval() where terms are only measured.'
+                )
 
     def _clipped(
         self, losses: Mapping[str, Tensor], active: Sequence[Distiller], task: Tensor | None
@@ -218,6 +245,7 @@ class Distillers(nn.Module):
                 raise ConfigError(
                     f'losses: a batch has no field {name!r}. {did_you_mean(name, GIVEN)}'
                 )
+            _check_field(name, fields[name])
         values = {
             'iteration': self.iteration,
             'seed': self.seed * 1_000_003 + self.iteration,
@@ -267,6 +295,21 @@ def _size(inputs: Sequence[Any]) -> tuple[int, int] | None:
     if isinstance(first, Tensor) and first.dim() == 4:
         return first.shape[-2], first.shape[-1]
     return None
+
+
+def _check_field(name: str, value: Any) -> None:
+    """Refuses what losses can't compute with: an array of numpy, or a list of numbers."""
+    if callable(value) or (name in NUMBERS and isinstance(value, (int, float))):
+        return
+    several = isinstance(value, (list, tuple, Mapping))
+    parts = list(value.values() if isinstance(value, Mapping) else value) if several else [value]
+    # Several tensors are one for each image or level, and a number is neither.
+    if parts and all(isinstance(p, Tensor) and (p.dim() or not several) for p in parts):
+        return
+    raise ConfigError(
+        f'losses: {name} ({FIELDS[name]}) is given as {type(value).__name__}, and a tensor is '
+        f'needed. Write {name}=torch.as_tensor({name}).'
+    )
 
 
 def _device(model: nn.Module) -> torch.device:

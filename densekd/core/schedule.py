@@ -30,7 +30,7 @@ class Schedule:
             no gradient of it goes on to the student. The factor is what it is.
 
     Raises:
-        ConfigError: If the values contradict each other.
+        ConfigError: If a value is no number, or the values contradict each other.
 
     Example:
         >>> Schedule(warmup=4, stop=10)(2)
@@ -55,6 +55,14 @@ class Schedule:
         if self.decay is not None and self.decay not in DECAYS:
             hint = did_you_mean(self.decay, DECAYS)
             raise ConfigError(f'schedule: there is no decay {self.decay!r}. {hint}')
+        for name in ('warmup', 'begin', 'end', 'stop', 'connectors_first'):
+            value = getattr(self, name)
+            if value is None and name in ('end', 'stop'):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+                raise ConfigError(
+                    f'schedule: {name!r} is a number of iterations or epochs, not {value!r}.'
+                )
         if self.decay is not None and (self.end is None or self.end <= self.begin):
             raise ConfigError(
                 f"schedule: a {self.decay} decay needs 'end' after 'begin' ({self.begin}), "

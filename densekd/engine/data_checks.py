@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
 from densekd.engine.coco_checks import check_coco, refuse_nothing_to_learn
-from densekd.engine.labelled_checks import (
-    check_labelled,
-    labelled_dataset,
-    refuse_other_classes,
-)
+from densekd.engine.labelled_checks import check_labelled, labelled_dataset
 from densekd.engine.mask_checks import check_masks, mask_dataset, refuse_ignored
 from densekd.engine.voc_checks import VOC_TYPES, check_voc, refuse_class_that_is_not_listed
 from densekd.engine.weighed_losses import needs_every_pixel, no_weight, refuse_padding
@@ -102,9 +98,7 @@ def check_data(cfg: Any, whole: bool = False) -> None:
         if path is not None and not path.is_file():
             raise DataError(f'{key}: there is no annotation file {path}. {_nearest(path)}')
         if labelled_dataset(dataset) is not None:
-            named = check_labelled(cfg, dataset, key, whole)
-            trained = trained or named
-            refuse_other_classes(trained, named, key)
+            trained = check_labelled(cfg, dataset, key, whole, trained) or trained
         elif cfg.get('default_scope') == 'mmseg':
             if mask_dataset(dataset) is not None:
                 check_masks(dataset, key, whole)
@@ -125,6 +119,23 @@ def check_data(cfg: Any, whole: bool = False) -> None:
             refuse_class_that_is_not_listed(objects, listed, key)
             if key == 'train_dataloader' and not objects.keys() & set(listed):
                 raise DataError(f'{key}: {path} has no objects, so that there is nothing to learn.')
+
+
+def check_scored(cfg: Any, learnt: Sequence[str] | None) -> None:
+    """Refuses labelled images to be scored on that can't be read, or are of other classes.
+
+    Other data sets say themselves what they lack.
+
+    Args:
+        cfg: A prepared config.
+        learnt: The names of the classes that a checkpoint was trained on, if it says so.
+
+    Raises:
+        DataError: Naming the file or the class.
+    """
+    for key, dataset in datasets(cfg, ('test',)):
+        if labelled_dataset(dataset) is not None:
+            check_labelled(cfg, dataset, key, trained=tuple(learnt or ()))
 
 
 def _nearest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor
 
 from densekd.engine.data_order import mixed, seed_everything
@@ -19,6 +20,8 @@ from densekd.engine.optim import unwrapped
 from densekd.engine.registry import HOOKS
 from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
+
+VALIDATED = 'validated_at'  # what a run's checkpoints call the iteration it was validated at last
 
 
 @HOOKS.register_module()
@@ -40,6 +43,10 @@ class DistillHook(Hook):
         model = unwrapped(runner.model)
         if isinstance(model, DistillModel) and model is not runner.model:
             model.after_step()
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Notes that the run was validated here, before a checkpoint of the best is written."""
+        runner.message_hub.update_info(VALIDATED, runner.iter)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Adds all that distillation needs to go on, and drops what could not be read again.
@@ -136,6 +143,42 @@ def epochs_begun(runner: Any) -> int:
 
 
 @HOOKS.register_module()
+class OwedValidationHook(Hook):
+    """Validates a resumed run where it stopped, if its checkpoint is from before that validation.
+
+    A run that was not interrupted is validated right after that checkpoint: the best, the scores
+    and schedulers that follow a metric depend on it. One that was validated and stopped later is
+    validated again, to the same end.
+    """
+
+    priority = 'LOWEST'  # when every other hook is ready for it
+
+    def before_train(self, runner: Any) -> None:
+        """Does the validation that is owed."""
+        if runner._resume and owes_validation(runner):
+            runner.logger.info('resume: the validation at the checkpoint is done first.')
+            runner.val_loop.run()
+
+
+def owes_validation(runner: Any) -> bool:
+    """Whether a run that begins where its checkpoint was written should be validated there."""
+    loop = runner.train_loop
+    if runner.val_loop is None or runner.message_hub.get_info(VALIDATED) == runner.iter:
+        return False
+    if isinstance(loop, IterBasedTrainLoop):
+        done, last = runner.iter, runner.max_iters
+    elif isinstance(loop, EpochBasedTrainLoop) and runner.iter == runner.epoch * len(
+        loop.dataloader
+    ):
+        done, last = runner.epoch, runner.max_epochs
+    else:  # within an epoch, at whose end the loop looks by itself
+        return False
+    loop._decide_current_val_interval()
+    at_interval = done % loop.val_interval == 0 or done == last
+    return done > 0 and done >= loop.val_begin and at_interval
+
+
+@HOOKS.register_module()
 class StepSeedHook(Hook):
     """Seeds the generators before every iteration, from the run's seed and the iteration.
 
@@ -153,6 +196,21 @@ class StepSeedHook(Hook):
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """Removes an old checkpoint only after the new one is on the disk."""
+
+    def before_train(self, runner: Any) -> None:
+        """Takes up the files of a run that is resumed, in the folder where they are now."""
+        super().before_train(runner)
+        if runner._resume:  # else a best is not noted in the checkpoint that is resumed
+            self.last_ckpt = self._here(runner.message_hub.get_info('last_ckpt'))
+        if hasattr(self, 'best_ckpt_path'):
+            self.best_ckpt_path = self._here(self.best_ckpt_path)
+        if hasattr(self, 'best_ckpt_path_dict'):
+            found = self.best_ckpt_path_dict.items()
+            self.best_ckpt_path_dict = {key: self._here(path) for key, path in found}
+
+    def _here(self, path: str | None) -> Any:
+        # Where a moved folder was, another run's files may be, which this one must not remove.
+        return path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         with self._removals_last():

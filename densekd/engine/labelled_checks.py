@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from densekd.classification.datasets import LabelledImages
+from densekd.classification.datasets import ImageFolder, LabelledImages
+from densekd.classification.datasets.image_folder import class_folders
 from densekd.classification.transforms import LoadImage
 from densekd.errors import DataError, DenseKDError
 from densekd.registry import check_arguments
@@ -49,8 +50,21 @@ def read_labels(dataset: Mapping[str, Any], where: str) -> LabelledImages:
         raise type(error)(f'{where}: {error}') from None
 
 
+def folder_names(dataset: Mapping[str, Any]) -> list[str] | None:
+    """Returns the folders that are a dataset's classes; None if there are none, or not yet."""
+    kind = labelled_dataset(dataset)
+    if kind is None or not issubclass(kind, ImageFolder) or dataset.get('ann_file'):
+        return None
+    folder = Path(dataset.get('data_root') or '.') / str(dataset.get('split') or '')
+    return class_folders(folder) if folder.is_dir() else None
+
+
 def check_labelled(
-    cfg: Any, dataset: Mapping[str, Any], where: str, whole: bool = False
+    cfg: Any,
+    dataset: Mapping[str, Any],
+    where: str,
+    whole: bool = False,
+    trained: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Refuses data that can't be read, and labels that the head has no class for.
 
@@ -59,6 +73,7 @@ def check_labelled(
         dataset: The dataset's config.
         where: The key of its dataloader, for messages.
         whole: Whether to look into every image.
+        trained: The names of the classes that are trained, where they are known.
 
     Returns:
         The names of the classes, in the order of their labels; none where the data has none.
@@ -69,17 +84,14 @@ def check_labelled(
     read = read_labels(dataset, where)
     infos = [read.get_data_info(i) for i in range(len(read))]
     labels = {int(info['gt_label']) for info in infos}
-    classes = head_classes(cfg)
-    if classes is not None and max(labels) >= classes:
-        raise DataError(
-            f'{where}: the data has the label {max(labels)}, and the head has {classes} classes: '
-            f'0 to {classes - 1}. Set head.num_classes to the number of classes.'
-        )
+    names = tuple(str(name) for name in read.metainfo.get('classes') or ())
+    refuse_other_classes(trained, names, where)
     if where == 'train_dataloader' and len(labels) < 2:
         raise DataError(
             f'{where}: all images of {read.data_root} are of one class, so that there is nothing '
             'to learn.'
         )
+    _refuse_other_number(head_classes(cfg), names or trained, labels, where)
     files = [info['img_path'] for info in infos if 'img_path' in info]
     load = LoadImage()
     for path in files if whole else _sample(files):
@@ -87,7 +99,36 @@ def check_labelled(
             load({'img_path': path})
         except DataError as error:
             raise DataError(f'{where}: {error}') from None
-    return tuple(str(name) for name in read.metainfo.get('classes') or ())
+    return names
+
+
+def _refuse_other_number(
+    head: int | None, names: tuple[str, ...], labels: set[int], where: str
+) -> None:
+    """Refuses labels that the head has no class for, and a head that has other classes.
+
+    Raises:
+        DataError: With both numbers.
+    """
+    if head is None:
+        return
+    if names and len(names) != head:
+        some = ', '.join(names[:6]) + (', …' if len(names) > 6 else '')
+        raise DataError(
+            f'{where}: the data has {len(names)} class(es), {some}, and the head has {head}. Set '
+            f'head.num_classes to {len(names)}, or give the data that is meant.'
+        )
+    if max(labels) < head:
+        return
+    advice = 'Set head.num_classes to the number of classes.'
+    if 0 not in labels and max(labels) == head:
+        advice = 'Labels count from 0, and these seem to count from 1.'
+    elif names:
+        advice = f'The last class, {names[-1]!r}, has the label {head - 1}.'
+    raise DataError(
+        f'{where}: the data has the label {max(labels)}, and the head has {head} classes: '
+        f'0 to {head - 1}. {advice}'
+    )
 
 
 def refuse_other_classes(trained: tuple[str, ...], scored: tuple[str, ...], where: str) -> None:

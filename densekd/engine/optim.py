@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict, build_optim_wrapper
 from torch import nn
 
@@ -15,6 +17,9 @@ from densekd.wrappers.model import DistillModel
 
 # What a distillers' group is marked with: the factor on its learning rate.
 LR_MULT = 'distillers_lr_mult'
+# Whose optimisers and schedulers are built once before training, and an end that none reaches.
+TRIED = ('torch.optim.', 'mmengine.optim.', 'mmdet.', 'mmseg.')
+FAR = 10**9
 ONE_CYCLE = ('OneCycleLR', 'OneCycleParamScheduler')
 
 
@@ -31,6 +36,7 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
         config: The config's `optim_wrapper`. Its key `distillers` may hold `lr_mult` and
             `decay_mult` for all distillers; a distiller's own `lr_mult` multiplies the first. There
             is a group for each learning rate, and one more for what no weight decay may touch.
+            Where nothing of the student trains, there are no others.
 
     Raises:
         ConfigError: If `distillers` holds anything else.
@@ -38,7 +44,9 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
     config = dict(copy.deepcopy(config))
     own = config.pop('distillers', {})
     check_arguments(_group, {'optimizer': {}, **own}, 'optim_wrapper.distillers')
-    wrapper = build_optim_wrapper(model.student, config)
+    wrapper = _of_student(model, config)
+    if model.moving and isinstance(wrapper, OptimWrapper):
+        model.follow_steps_of(wrapper.optimizer)
     learns = any(p.requires_grad for p in model.distillers.parameters())
     if not learns and not len(model.peers):
         return wrapper
@@ -50,7 +58,7 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
         )
     counts = [_add_peer(wrapper, peer, config) for peer in model.peers.values()]
     # Constructors may note names, and torch wants them of all groups or of none.
-    named = 'param_names' in wrapper.optimizer.param_groups[0]
+    named = any('param_names' in group for group in wrapper.optimizer.param_groups)
     own = {'lr_mult': 1.0, **own}
     added = _by_factors(model)
     for (lr_mult, decays), parameters in added.items():
@@ -62,6 +70,27 @@ def build_for_distillation(model: DistillModel, config: dict[str, Any]) -> Optim
             group['param_names'] = list(parameters)
         wrapper.optimizer.add_param_group({**group, LR_MULT: factors['lr_mult']})
     return clipping_apart(wrapper, *counts, len(added))
+
+
+def _of_student(model: DistillModel, config: dict[str, Any]) -> Any:
+    """Builds the student's own optimiser; one without groups where nothing of the student trains.
+
+    Constructors go by the names of what trains, and make an empty list of it, which torch refuses.
+    """
+    beside = [p for n in (model.distillers, model.peers) for p in n.parameters() if p.requires_grad]
+    if any(p.requires_grad for p in model.student.parameters()) or not beside:
+        return build_optim_wrapper(model.student, config)
+    if 'optimizer' not in config:
+        raise ConfigError(
+            'optim_wrapper.optimizer: nothing of the student trains, and what distillers train '
+            'needs an optimiser. Give it here, or let a part of the student train.'
+        )
+    by_name = ('constructor', 'paramwise_cfg')
+    wrapper = build_optim_wrapper(
+        nn.ParameterList(beside), {k: v for k, v in config.items() if k not in by_name}
+    )
+    wrapper.optimizer.param_groups.clear()
+    return wrapper
 
 
 def _add_peer(wrapper: OptimWrapper, peer: nn.Module, config: dict[str, Any]) -> int:
@@ -151,6 +180,60 @@ def with_own_peaks(scheduler: Any, wrapper: Any) -> Any:
     if all(group.get(LR_MULT, 1.0) == 1.0 for group in groups):
         return scheduler
     return {**scheduler, 'eta_max': [peak * group.get(LR_MULT, 1.0) for group in groups]}
+
+
+def try_optimisation(cfg: Any) -> None:
+    """Builds a config's optimiser and schedulers once, on a parameter that is thrown away.
+
+    Only torch's and the toolboxes' own are tried: others may need what is not there yet, such as a
+    group of processes. What nothing is registered for is left to the check of names.
+
+    Raises:
+        ConfigError: If one of them does not take what it is given.
+    """
+    from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS, DefaultScope
+
+    from densekd.engine.parts_check import register
+
+    scope = cfg.get('default_scope') or 'mmdet'
+    wrapper, loop = cfg.get('optim_wrapper'), cfg.get('train_cfg')
+    config = wrapper.get('optimizer') if isinstance(wrapper, Mapping) else None
+    epochs = loop.get('max_epochs') if isinstance(loop, Mapping) else None
+    given = cfg.get('param_scheduler')
+    with DefaultScope.overwrite_default_scope(scope):
+        register(scope)
+        if config is None or not _may_be_tried(config, OPTIMIZERS):
+            config = {'type': 'SGD', 'lr': 0.1}
+        with _refused('optim_wrapper.optimizer'):
+            parameter = nn.Parameter(torch.zeros(1, 1))
+            optimizer = OPTIMIZERS.build({**config, 'params': [parameter]})
+        for i, one in enumerate(given if isinstance(given, (list, tuple)) else [given]):
+            if not _may_be_tried(one, PARAM_SCHEDULERS):
+                continue
+            # As the runner has it; how many iterations there are is known once the data is built.
+            end = epochs if one.get('by_epoch', True) else None
+            with _refused(f'param_scheduler[{i}]'):
+                PARAM_SCHEDULERS.build(
+                    {'end': end or FAR, **one},
+                    default_args={'optimizer': optimizer, 'epoch_length': 1000},
+                )
+
+
+def _may_be_tried(config: Any, registry: Any) -> bool:
+    kind = config.get('type') if isinstance(config, Mapping) else None
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(None) as own:
+            kind = own.get(kind)
+    return str(getattr(kind, '__module__', '')).startswith(TRIED)
+
+
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where}: it can't be built: {reason}") from error
 
 
 def unwrapped(model: Any) -> Any:

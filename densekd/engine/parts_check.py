@@ -12,10 +12,12 @@ from typing import Any
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from torch.optim import Optimizer
 
+from densekd.classification.metric import Accuracy
 from densekd.engine.data_checks import datasets
 from densekd.engine.weighed_losses import check_class_weights
 from densekd.errors import ConfigError, did_you_mean
 from densekd.registry import check_arguments
+from densekd.wrappers.build import own_names
 
 # What the runner itself does with these keys, before the rest goes to the class.
 RUNNERS_OWN = ('type', '_scope_', '_delete_')
@@ -99,6 +101,24 @@ def check_parts(cfg: Any) -> None:
         for where, part, kind, given, dropped in _parts(cfg):
             _check(where, part, kind, given, dropped)
     check_class_weights(cfg)
+    _refuse_other_best(cfg)
+
+
+def _refuse_other_best(cfg: Any) -> None:
+    """Refuses to keep the best checkpoint by an accuracy that is not among those computed."""
+    metrics = _list(cfg.get('val_evaluator'))
+    if not metrics or any(metric.get('type') != 'densekd.Accuracy' for metric in metrics):
+        return
+    hooks = cfg.get('default_hooks') or {}
+    best = (hooks.get('checkpoint') or {}).get('save_best')
+    built = [Accuracy(**{k: v for k, v in m.items() if k not in RUNNERS_OWN}) for m in metrics]
+    given = [f'{metric.prefix}/top{k}' for metric in built for k in metric.topk]
+    for name in best if isinstance(best, (list, tuple)) else [best]:
+        if name is not None and name not in ('auto', *given):
+            raise ConfigError(
+                f'default_hooks.checkpoint.save_best: val_evaluator gives no {name!r}. '
+                f'{did_you_mean(name, given)}'
+            )
 
 
 def register(scope: str) -> None:
@@ -162,9 +182,11 @@ def _check(
         with root.switch_scope_and_registry(part.get('_scope_')) as registry:
             found = registry.get(target)
             if found is None:
+                names = {*root.module_dict, *registry.module_dict}
+                if registry is root or target.startswith('densekd.'):
+                    names |= own_names(root)
                 raise ConfigError(
-                    f'{where}: there is no {root.name} {target!r}. '
-                    f'{did_you_mean(target, {*root.module_dict, *registry.module_dict})}'
+                    f'{where}: there is no {root.name} {target!r}. {did_you_mean(target, names)}'
                 )
         target = found
     parameters = inspect.signature(target).parameters.values()

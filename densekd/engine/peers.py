@@ -81,7 +81,12 @@ def export_peer(
 
     Raises:
         CheckpointError: If it holds no such peer.
+        DataError: If the file is there already.
     """
+    from densekd.engine.files import refuse_existing, save_whole  # the runner imports this module
+
+    target = Path(target)
+    refuse_existing(target, 'Give another.')
     read = read_checkpoint(checkpoint)
     state = read.get('densekd') if isinstance(read, Mapping) else None
     held: dict[str, Any] = {}
@@ -93,8 +98,5 @@ def export_peer(
     weights = held[name]
     weights = weights['weights'] if 'weights' in weights and 'steps' in weights else weights
     kept = {k: v for k, v in weights.items() if not k.startswith('data_preprocessor.')}
-    target = Path(target)
-    aside = target.with_name(f'.{target.name}.partial')
-    torch.save({'state_dict': kept, 'meta': dict(read.get('meta') or {})}, aside)
-    aside.replace(target)
+    save_whole({'state_dict': kept, 'meta': dict(read.get('meta') or {})}, target)
     return target

@@ -29,7 +29,7 @@ from densekd.core.schedule import Schedule
 from densekd.engine.data_checks import check_data
 from densekd.engine.generated_data import with_generated_data
 from densekd.engine.parts_check import check_parts, register
-from densekd.engine.run import is_distillation, student_config
+from densekd.engine.run import is_distillation, is_own, student_config
 from densekd.engine.stored_logits import check_stored
 from densekd.engine.weighed_losses import refuse_padding
 from densekd.errors import CheckpointError, ConfigError, TapError
@@ -97,6 +97,7 @@ def check(
         only = ('train',)  # a thousand folders of a class take seconds, and one step reads few
         generated = with_generated_data(cfg, Path(folder) / 'few', images, size, splits=only)
         model = build_model(generated)
+        _refuse_small_batches(cfg, model)
         if (fewest := _fewest(model)) > max(images, 2):  # some data comes in twos anyway
             generated = with_generated_data(cfg, Path(folder) / 'more', fewest, size, splits=only)
         if isinstance(model, DistillModel):
@@ -160,7 +161,7 @@ def check_before_training(
     check_parts(cfg)
     check_data(cfg)
     if not is_distillation(cfg):
-        return None
+        return check(cfg) if is_own(cfg) else None
     teachers = cfg.model.get('teacher')
     for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
         if isinstance(teacher, Mapping) and not (
@@ -185,6 +186,19 @@ def _fewest(model: nn.Module) -> int:
     """Returns how many images a batch must have, lest a loss finds nothing to relate."""
     distillers: Any = model.distillers.values() if isinstance(model, DistillModel) else ()
     return max((d.head.loss.fewest for d in distillers), default=1)
+
+
+def _refuse_small_batches(cfg: Any, model: nn.Module) -> None:
+    """Refuses a batch in which a loss finds too few images to relate, so that it would be 0."""
+    images = (cfg.get('train_dataloader') or {}).get('batch_size')
+    distillers: Any = model.distillers.items() if isinstance(model, DistillModel) else ()
+    for key, distiller in distillers:
+        loss = distiller.head.loss
+        if images is not None and images < loss.fewest:
+            raise ConfigError(
+                f'train_dataloader.batch_size: {images} is too small for distiller {key!r}, whose '
+                f'{type(loss).__name__} relates {loss.fewest} images of a process at least.'
+            )
 
 
 def build_model(cfg: Any) -> nn.Module:

@@ -11,8 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from densekd.engine.optim import unwrapped
-from densekd.engine.parts_check import check_optimisation, refuse_no_optimizer, register
-from densekd.engine.runner import DistillRunner, latest_checkpoint
+from densekd.engine.parts_check import (
+    check_optimisation,
+    check_parts,
+    refuse_no_optimizer,
+    register,
+)
+from densekd.engine.runner import (
+    OWN_HOOKS,
+    DistillRunner,
+    hook_name,
+    is_dumped_over,
+    latest_checkpoint,
+)
 from densekd.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from densekd.registry import check_arguments
 from densekd.wrappers.build import model_config
@@ -38,12 +49,22 @@ DECISIVE = (
     'randomness',
     'stages',
     'rounds',
+    'custom_hooks',
+    'load_from',
+    'auto_scale_lr',
 )
+# Hooks that decide nothing: a run adds them by itself, or they talk and score.
+UNDECISIVE_HOOKS = (*OWN_HOOKS, 'BestAndLastHook', 'ProgressHook')
 
 
 def is_distillation(cfg: Any) -> bool:
     """Whether a config's model is one of densekd's wrappers."""
     return str(_model(cfg).get('type', '')).removeprefix('densekd.') in SCOPES
+
+
+def is_own(cfg: Any) -> bool:
+    """Whether a config's model is one of densekd's networks, trained plain."""
+    return str(_model(cfg).get('type', '')).removeprefix('densekd.') in PLAIN
 
 
 def _model(cfg: Any) -> Mapping[str, Any]:
@@ -134,11 +155,13 @@ def prepare(
 def training_classes(cfg: Any) -> list[str] | None:
     """Returns the names of the classes that a config trains on, or None where nothing says them.
 
-    They are those of the data's metainfo, or else of the data set's own type.
+    They are those of the data's metainfo, or else of the data set's own type, or else the names of
+    its folders.
     """
     from mmengine.registry import DATASETS
 
     from densekd.engine.data_checks import datasets
+    from densekd.engine.labelled_checks import folder_names
 
     for _, dataset in datasets(cfg, ('train',)):
         given = dataset.get('metainfo') or {}
@@ -148,6 +171,7 @@ def training_classes(cfg: Any) -> list[str] | None:
             with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
                 found = registry.get(str(dataset.get('type', '')))
             names = (getattr(found, 'METAINFO', None) or {}).get('classes')
+            names = names or folder_names(dataset)
         if names:
             return [names] if isinstance(names, str) else [str(name) for name in names]
     return None
@@ -214,9 +238,9 @@ def train(cfg: Any, resume: bool = False, preflight: bool = True, trust: bool = 
         DenseKDError: What the preflight finds.
     """
     claim(cfg, resume)
-    cfg = ready(cfg, resume, preflight, trust)
-    mark(cfg)
-    return run(cfg, resume, trust)
+    made = ready(cfg, resume, preflight, trust)
+    mark(cfg)  # as it was given, which is what it is compared with when it is resumed
+    return run(made, resume, trust)
 
 
 def ready(
@@ -243,6 +267,7 @@ def ready(
     from densekd.wrappers.build import without_pretrained
 
     refuse_no_optimizer(cfg)
+    cfg = trusted(cfg, trust)
     if preflight:
         check_before_training(cfg, handed)
     if resume and latest_checkpoint(cfg.work_dir) is not None:
@@ -257,8 +282,16 @@ def ready(
     return with_local_weights(cfg, trust)
 
 
+def trusted(cfg: Any, trust: bool) -> Any:
+    """Returns a config whose teachers' files may run code while they are read, with `trust`."""
+    if trust and is_distillation(cfg):
+        cfg = copy.deepcopy(cfg)
+        cfg.model.trust_checkpoint = True
+    return cfg
+
+
 def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
-    """Runs the training of a config whose work_dir is claimed already."""
+    """Runs the training of a config that is `ready`, and whose work_dir is claimed already."""
     from mmengine.dist import barrier
 
     from densekd.engine.data_checks import data_errors
@@ -270,8 +303,6 @@ def run(cfg: Any, resume: bool, trust: bool = False) -> Path:
             cfg.resume = False
         else:
             cfg.load_from = None  # what the run began from; mmengine would resume from that file
-    if trust and is_distillation(cfg):
-        cfg.model.trust_checkpoint = True
     runner = DistillRunner.from_cfg(cfg)
     runner.trust_checkpoint = trust
     with data_errors(cfg):
@@ -289,17 +320,29 @@ def claim(cfg: Any, resume: bool) -> None:
     A run that wrote no checkpoint yet holds nothing: its config may be corrected and run again.
 
     Raises:
-        DataError: If the folder holds a run and `resume` is false, or a run of another config.
+        DataError: If the folder holds a run and `resume` is false, or a run of another config, or
+            the config itself, where the run would write its copy.
     """
     folder = Path(cfg.work_dir)
     if folder.exists() and not folder.is_dir():
         raise DataError(f'{folder}: the work_dir is a file. Give another --work-dir.')
     parts = [*(cfg.get('stages') or []), *(cfg.get('rounds') or [])]
-    stages = [part.get('name') for part in parts if isinstance(part, Mapping)]
-    written = [p for f in [folder, *(folder / str(s) for s in stages)] for p in f.glob('*.pth')]
-    if not written:
-        return
+    named = [part for part in parts if isinstance(part, Mapping)]
+    inside = {folder / str(part.get('name')) for part in named}
     held = read_mark(folder)
+    if held is not None:  # of a run whose stages may have had other names, or that had none
+        inside |= {path for path in folder.iterdir() if path.is_dir()}
+    written = [p for place in [folder, *sorted(inside)] for p in _checkpoints(place)]
+    if not written:
+        own = getattr(cfg, 'filename', None)
+        copies = [(folder / str(p.get('name')), p.get('config') or own) for p in named]
+        for place, config in copies or [(folder, own)]:
+            if is_dumped_over(config, place):
+                raise DataError(
+                    f'{config}: the run would write its copy of the config over this very file. '
+                    'Give another --work-dir.'
+                )
+        return
     if held is None:
         if not resume:
             raise DataError(
@@ -319,6 +362,12 @@ def claim(cfg: Any, resume: bool) -> None:
             f'{folder}: the folder holds a run of this config already. Pass --resume to go '
             'on with it, or give another --work-dir.'
         )
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints that a run left in a folder, or elsewhere, as its `out_dir` says."""
+    latest = latest_checkpoint(folder)
+    return [*folder.glob('*.pth'), *([latest] if latest else [])]
 
 
 def mark(cfg: Any) -> None:
@@ -341,9 +390,15 @@ def read_mark(folder: Path) -> dict[str, str] | None:
 def fingerprint(cfg: Any) -> dict[str, str]:
     """Returns a hash of each part of a config that decides what is trained."""
     values = plain(cfg._cfg_dict.to_dict())
+    if isinstance(hooks := values.get('custom_hooks'), (list, tuple)):
+        hooks = [h for h in hooks if hook_name(h) not in UNDECISIVE_HOOKS]
+        # One that is built already is told by its name: its text is another in each process.
+        values['custom_hooks'] = [h if isinstance(h, dict) else hook_name(h) for h in hooks] or None
+    if isinstance(scaling := values.get('auto_scale_lr'), dict) and not scaling.get('enable'):
+        values['auto_scale_lr'] = None  # a batch size that nothing is scaled by
     parts = {}
     for key in DECISIVE:
-        if isinstance(values.get(key), (dict, list)):
+        if isinstance(values.get(key), (dict, list, tuple, str)):
             text = json.dumps(values[key], sort_keys=True, default=repr)
             parts[key] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return parts
@@ -403,9 +458,10 @@ def evaluate(cfg: Any, checkpoint: str | os.PathLike[str], trust: bool = False) 
     Raises:
         ConfigError: If the config says nothing of testing.
         CheckpointError: If the checkpoint does not fit the student.
+        DataError: If images with labels can't be read, or are of other classes than it learnt.
     """
     from densekd.core.checkpoint import load_weights, read_checkpoint
-    from densekd.engine.data_checks import data_errors
+    from densekd.engine.data_checks import check_scored, data_errors
     from densekd.wrappers.build import without_pretrained
 
     plain_cfg = student_config(cfg)
@@ -418,7 +474,10 @@ def evaluate(cfg: Any, checkpoint: str | os.PathLike[str], trust: bool = False) 
         plain_cfg.pop(key, None)
     for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
         plain_cfg.pop(key, None)
+    check_parts(plain_cfg)
     read = read_checkpoint(checkpoint, trust)
+    meta = read.get('meta') if isinstance(read, Mapping) else None
+    check_scored(plain_cfg, ((meta or {}).get('dataset_meta') or {}).get('classes'))
     runner = DistillRunner.from_cfg(plain_cfg)
     load_weights(unwrapped(runner.model), read, checkpoint, 'student')
     runner._has_loaded = True

@@ -20,6 +20,9 @@ from densekd.engine.peers import scored
 from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
+# What each run has beside its config's hooks.
+OWN_HOOKS = ('StepSeedHook', 'DistillHook', 'PeerScoresHook', 'OwedValidationHook')
+
 
 class FormattedOnce(Config):
     """A config that lays out its text again only if it has changed.
@@ -58,16 +61,25 @@ class DistillRunner(Runner):
             # write its curves into the folder of the first. Without one, a run has its own.
             cfg['visualizer'] = {k: v for k, v in cfg['visualizer'].items() if k != 'name'}
         cfg['default_hooks'] = hooks
-        cfg['custom_hooks'] = [
-            *(cfg.get('custom_hooks') or []),
+        given = list(cfg.get('custom_hooks') or [])
+        there = {hook_name(hook) for hook in given}  # as in a config that a run has dumped
+        own = [
             dict(type='densekd.StepSeedHook'),
             dict(type='densekd.DistillHook'),
             *scored(cfg),
+            dict(type='densekd.OwedValidationHook'),
         ]
+        cfg['custom_hooks'] = [*given, *(hook for hook in own if hook_name(hook) not in there)]
         return super().from_cfg(cfg)
+
+    def dump_config(self) -> None:
+        """Writes the config into the work_dir, but not over the file that it was read from."""
+        if not is_dumped_over(self.cfg.filename, self.work_dir):
+            super().dump_config()
 
     def build_train_loop(self, loop: Any) -> Any:
         """Builds the loop over data whose order and augmentation a resumed run repeats."""
+        self._take_up_seed()
         if isinstance(self._train_dataloader, Mapping):
             built = self.build_dataloader(
                 self._train_dataloader,
@@ -76,6 +88,21 @@ class DistillRunner(Runner):
             )
             self._train_dataloader = seeded_loader(built, self.seed)
         return super().build_train_loop(loop)
+
+    def _take_up_seed(self) -> None:
+        """Takes the seed that a resumed run drew when it began, if its config says none.
+
+        mmengine takes it only once the data are in the order of a new one.
+        """
+        if not self._resume or self._randomness_cfg.get('seed') is not None:
+            return
+        begun = self._load_from or latest_checkpoint(self.work_dir)
+        if begun is None:
+            return
+        seed = read_checkpoint(begun, self.trust_checkpoint).get('meta', {}).get('seed')
+        if seed is not None:
+            self._randomness_cfg['seed'] = seed
+            self.set_randomness(**self._randomness_cfg)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """Builds the student's optimiser, with a group for the distillers."""
@@ -153,6 +180,21 @@ class DistillRunner(Runner):
             put_in_place(Path(out_dir) / aside, Path(out_dir) / filename)
 
 
+def hook_name(hook: Any) -> str:
+    """Returns the name of a hook's type, without the registry it is from."""
+    kind = hook.get('type') if isinstance(hook, Mapping) else type(hook)
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2]
+
+
+def is_dumped_over(config: str | os.PathLike[str] | None, work_dir: Any) -> bool:
+    """Whether a run's copy of its config, in its work_dir, would be the very file of the config."""
+    if config is None:
+        return False
+    target = Path(work_dir) / Path(config).name
+    return target.exists() and Path(config).exists() and target.samefile(config)
+
+
 def put_in_place(aside: Path, target: Path) -> None:
     """Gives a finished file its name, once its bytes are on the disk."""
     with open(aside, 'rb') as file:
@@ -169,14 +211,15 @@ def put_in_place(aside: Path, target: Path) -> None:
 def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
     """Returns the checkpoint that a run left last, or None.
 
-    The file that names it may have been cut short by a crash, so that the newest `epoch_*` or
-    `iter_*` is taken where it names nothing.
+    Of two files of the name that it noted, the one in the folder itself is taken: where a folder
+    was before it was moved, another run may be. The file that notes the name may have been cut
+    short by a crash, so that the newest `epoch_*` or `iter_*` is taken where it names nothing.
     """
     folder = Path(work_dir)
     named = folder / 'last_checkpoint'
     if named.is_file():
         path = Path(named.read_text().strip() or '.')
-        for candidate in (path, folder / path.name):
+        for candidate in (folder / path.name, path):
             if candidate.is_file():
                 newest = candidate
                 break

@@ -3,35 +3,48 @@
 rounds=[dict(name='first', plain=True), dict(name='second'), dict(name='third')]     born again
 rounds=[dict(name='assistant', student='…/resnet20.py'), dict(name='student')]       by an assistant
 
-What a round does not say is the config's own; dicts are merged. One with `plain=True` has no
-teacher. The teacher of the first round, unless it is plain, is the config's; each later one has the
-student of the round before, with the checkpoint that it left last. One Runner a round, in
-`work_dir/<name>/`; `rounds.json`, written when a round ends, says where to resume.
+What a round does not say is the config's own; dicts are merged, with `_delete_` as in a config.
+One with `plain=True` has no teacher; one with `config=` is that file instead, stages included, and
+`--cfg-options` and `--amp` reach it only through what the round says (`rounds.0.train_cfg.…`). The
+teacher of the first round, unless it is plain, is the config's; each later one has the student of
+the round before, with the checkpoint that it left last. One Runner a round, in `work_dir/<name>/`;
+`rounds.json`, written when a round ends, says where to resume.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from densekd.core.checkpoint import read_checkpoint
 from densekd.engine.parts_check import check_optimisation
 from densekd.engine.run import (
-    RUN_FILE,
     claim,
-    fingerprint,
     is_distillation,
     mark,
     prepare,
     student_config,
-    train,
     write_json,
 )
-from densekd.engine.runner import latest_checkpoint
-from densekd.engine.stages import train_stages
+from densekd.engine.stage_config import (
+    check_length,
+    check_name,
+    merged,
+    parse_stages,
+    stage_config,
+)
+from densekd.engine.stages import (
+    has_begun,
+    of_stage,
+    read_ended,
+    ready_and_tried,
+    staged,
+    train_stages,
+    was_interrupted,
+)
 from densekd.errors import CheckpointError, ConfigError, DenseKDError, did_you_mean
 from densekd.wrappers.build import model_config
 from densekd.wrappers.config import plain
@@ -75,11 +88,9 @@ def _check_round(cfg: Any, one: Any, where: str, names: list[str]) -> None:
     for key in one:
         if key not in ROUND_KEYS:
             raise ConfigError(f'{where}: there is no key {key!r}. {did_you_mean(key, ROUND_KEYS)}')
-    name = one.get('name')
-    if not isinstance(name, str) or not name or '/' in name or name.startswith('.'):
-        raise ConfigError(f"{where}: a round needs a 'name', which names its folder as well.")
-    if name in names:
-        raise ConfigError(f'{where}: the name {name!r} is used twice.')
+    check_name(one, 'round', where, names)
+    if not isinstance(one.get('plain', False), bool):
+        raise ConfigError(f'{where}.plain: True or False, not {one["plain"]!r}.')
     if one.get('preset') is not None and one.get('distillers') is not None:
         raise ConfigError(f'{where}: give preset or distillers, not both.')
     for key in MERGED:
@@ -110,11 +121,15 @@ def round_config(cfg: Any, one: Mapping[str, Any], before: Any) -> Any:
 
     Raises:
         ConfigError: If the round's own config can't be read, has no place for a teacher, or has an
-            optimiser or a scheduler that is no dict.
+            optimiser, a scheduler or a length that is none.
     """
     work_dir = Path(cfg.work_dir) / one['name']
     if one.get('config'):
         own = prepare(one['config'], work_dir, launcher=cfg.get('launcher', 'none'))
+        if own.get('rounds') is not None:
+            raise ConfigError(
+                f'round {one["name"]!r}: its config has rounds of its own. Write them out here.'
+            )
     else:
         own = copy.deepcopy(cfg)
         own.pop('rounds')
@@ -123,13 +138,12 @@ def round_config(cfg: Any, one: Mapping[str, Any], before: Any) -> Any:
         _change_model(own.model, one, before)
     for key in MERGED:
         if key in one:
-            merged = copy.deepcopy(own.get(key) or {})
-            merged.update(copy.deepcopy(one[key]))
-            own[key] = merged
+            own[key] = merged(own.get(key) or {}, one[key], key)
     for key in REPLACED:
         if key in one:
             own[key] = copy.deepcopy(one[key])
     check_optimisation(own)
+    check_length(own)
     # mmengine keeps what belongs to an experiment by its name and the second it began in.
     given = own.get('experiment_name') or Path(getattr(cfg, 'filename', None) or 'rounds').stem
     own.experiment_name = f'{given}_{one["name"]}'
@@ -183,19 +197,17 @@ def train_rounds(
     from mmengine.dist import barrier, is_main_process
     from mmengine.logging import print_log
 
-    from densekd.engine.preflight import check_before_training
-
     rounds = parse_rounds(cfg)
     root = Path(cfg.work_dir)
-    if not resume and _was_interrupted(cfg, rounds):
+    if not resume and was_interrupted(cfg, rounds, ROUNDS_FILE):
         print_log(f'{root}: going on with the rounds that were interrupted there.', 'current')
         resume = True
     claim(cfg, resume)
-    done = _read(root) if resume else {}
+    done = read_ended(root / ROUNDS_FILE) if resume else {}
     for name, own in unrolled(cfg):
-        if preflight and name not in done:
+        if name not in done:
             with of_round(name):
-                check_before_training(own)
+                _look_ahead(own, preflight, trust)
     mark(cfg)
     before: Any = None
     for i, one in enumerate(rounds):
@@ -207,10 +219,10 @@ def train_rounds(
                     f'{root}: round {one["name"]!r} has ended, but {last} is gone.'
                 )
         else:
-            begun = latest_checkpoint(own.work_dir) is not None
+            begun = has_begun(own.work_dir)
             with of_round(one['name']):
                 # The first was looked at just now, with the teacher that it has.
-                last = train(own, begun, preflight and i > 0, trust)
+                last = train_stages(own, begun, preflight and i > 0, trust)
                 last = _taken(last, one)
             done[one['name']] = str(last.relative_to(root) if last.is_relative_to(root) else last)
             if is_main_process():
@@ -218,6 +230,23 @@ def train_rounds(
             barrier()
         before = _as_teacher(own, str(last))
     return last
+
+
+def _look_ahead(cfg: Any, preflight: bool, trust: bool) -> None:
+    """Looks at a round, or each of its stages, before anything is trained.
+
+    Raises:
+        DenseKDError: The first thing that is wrong.
+    """
+    begun = has_begun(cfg.work_dir)
+    if cfg.get('load_from') and not begun:
+        try:
+            read_checkpoint(cfg.load_from, trust)
+        except CheckpointError as error:
+            raise CheckpointError(f'load_from: {error}') from None
+    for stage, own, handed in staged(cfg):
+        with of_stage(stage):
+            ready_and_tried(own, begun, preflight, trust, handed)
 
 
 def _as_teacher(cfg: Any, checkpoint: str | None) -> dict[str, Any]:
@@ -244,8 +273,11 @@ def unrolled(cfg: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_take(cfg: Any, one: Mapping[str, Any]) -> None:
-    hooks = cfg.get('default_hooks') or {}
-    if one.get('take') == 'best' and not (hooks.get('checkpoint') or {}).get('save_best'):
+    if one.get('take') != 'best':
+        return
+    for stage in parse_stages(cfg)[-1:]:
+        cfg = stage_config(cfg, stage)  # the last one's is taken
+    if not ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best'):
         raise ConfigError(
             "take='best' needs default_hooks.checkpoint.save_best, which says what is best. Give "
             'it, or take the last.'
@@ -268,29 +300,3 @@ def of_round(name: str) -> Iterator[None]:
         yield
     except DenseKDError as error:
         raise type(error)(f'round {name!r}: {error}') from error
-
-
-def _was_interrupted(cfg: Any, rounds: list[dict[str, Any]]) -> bool:
-    """Whether the work_dir holds these very rounds, begun and not ended."""
-    root = Path(cfg.work_dir)
-    try:
-        held = json.loads((root / RUN_FILE).read_text())['parts']
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    begun = any(latest_checkpoint(root / one['name']) for one in rounds)
-    return (
-        begun and held == fingerprint(cfg) and not all(one['name'] in _read(root) for one in rounds)
-    )
-
-
-def _read(root: Path) -> dict[str, str]:
-    path = root / ROUNDS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return {str(name): str(file) for name, file in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError):
-        raise CheckpointError(
-            f'{path}: it should say which rounds have ended, and is damaged. Remove it: rounds '
-            'that have ended will only be looked at again.'
-        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,7 @@ def parse_stages(cfg: Any) -> list[dict[str, Any]]:
         if not isinstance(stage, Mapping):
             raise ConfigError(f'{where}: a dict is needed, not {stage!r}.')
         _check_values(stage, where)
-        if stage['name'] in [s['name'] for s in parsed]:
-            raise ConfigError(f'{where}: the name {stage["name"]!r} is used twice.')
+        check_name(stage, 'stage', where, [s['name'] for s in parsed])
         parsed.append(dict(stage))
     return parsed
 
@@ -50,9 +49,6 @@ def _check_values(stage: Mapping[str, Any], where: str) -> None:
     for key in stage:
         if key not in STAGE_KEYS:
             raise ConfigError(f'{where}: there is no key {key!r}. {did_you_mean(key, STAGE_KEYS)}')
-    name = stage.get('name')
-    if not isinstance(name, str) or not re.fullmatch(r'\w[\w.-]*', name):
-        raise ConfigError(f"{where}: a stage needs a 'name', which names its folder as well.")
     if stage.get('preset') is not None and stage.get('distillers') is not None:
         raise ConfigError(f'{where}: give preset or distillers, not both.')
     for key in ('train', 'hand_over'):
@@ -76,6 +72,30 @@ def _check_values(stage: Mapping[str, Any], where: str) -> None:
         )
 
 
+def check_name(one: Mapping[str, Any], kind: str, where: str, taken: Sequence[str]) -> None:
+    """Refuses the name of a stage or a round that can't be its folder's.
+
+    Args:
+        one: The stage or the round.
+        kind: Which of them it is.
+        where: Its place in the config.
+        taken: The names before it.
+
+    Raises:
+        ConfigError: If it is none, is that of a file, or is used twice.
+    """
+    name = one.get('name')
+    if not isinstance(name, str) or not re.fullmatch(r'\w[\w .-]*', name):
+        raise ConfigError(f"{where}: a {kind} needs a 'name', which names its folder as well.")
+    if Path(name).suffix in ('.json', '.pth'):
+        raise ConfigError(
+            f"{where}: a {kind} can't be called {name!r}, as files in the work_dir are. Leave out "
+            'the ending.'
+        )
+    if name in taken:
+        raise ConfigError(f'{where}: the name {name!r} is used twice.')
+
+
 def _is_task_alone(stage: Mapping[str, Any]) -> bool:
     given = stage.get('distillers')
     return given is not None and not given
@@ -85,8 +105,8 @@ def stage_config(cfg: Any, stage: Mapping[str, Any]) -> Any:
     """Returns the config of one stage's runner; keys that it does not say are the config's own.
 
     Raises:
-        ConfigError: If a dict of the stage can't be merged with the config's, or its optimiser or a
-            scheduler is no dict.
+        ConfigError: If a dict of the stage can't be merged with the config's, its optimiser or a
+            scheduler is no dict, or its length is none.
     """
     one = copy.deepcopy(cfg)
     one.pop('stages')
@@ -107,10 +127,11 @@ def stage_config(cfg: Any, stage: Mapping[str, Any]) -> Any:
         model['trainable'] = ['*']
     for key in ('optim_wrapper', 'train_cfg'):
         if key in stage:
-            one[key] = _merged(one.get(key) or {}, stage[key], key)
+            one[key] = merged(one.get(key) or {}, stage[key], key)
     if 'param_scheduler' in stage:
         one.param_scheduler = copy.deepcopy(stage['param_scheduler'])
     check_optimisation(one)
+    check_length(one)
     if stage.get('task_loss') is not None:
         model['task_loss'] = stage['task_loss']
     if model.get('task_loss') is False:
@@ -118,7 +139,12 @@ def stage_config(cfg: Any, stage: Mapping[str, Any]) -> Any:
     return one
 
 
-def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> Any:
+def merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> Any:
+    """Returns a dict of a config, changed by a stage's or a round's as configs are by others.
+
+    Raises:
+        ConfigError: If a dict is merged with what is none.
+    """
     from mmengine.config import Config
 
     try:
@@ -127,6 +153,20 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any], where: str) -> A
     except (TypeError, KeyError) as error:
         raise ConfigError(f'{where}: {str(error).strip().splitlines()[0]}') from None
     return both['']
+
+
+def check_length(cfg: Any) -> None:
+    """Refuses a length of training that is no whole number above 0.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    loop = cfg.get('train_cfg')
+    for key in ('max_epochs', 'max_iters', 'val_interval'):
+        value = loop.get(key) if isinstance(loop, Mapping) else None
+        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0
+        if value is not None and not (whole and value > 0):
+            raise ConfigError(f'train_cfg.{key}: a whole number above 0 is needed, not {value!r}.')
 
 
 def _leave_out_validation(cfg: Any) -> None:

@@ -10,7 +10,8 @@ part of the student that answers has not been trained; the log has its terms.
 
 `train` names parameters: everything else, running statistics included, stays as it is. `hand_over`
 names what the next stage starts with: of the student all that it says (all of it, where it says
-nothing), and of the distillers what begins with `distillers.`, under the same names.
+nothing), and of the distillers what begins with `distillers.`, under the same names. Peers and
+averages are handed over whole.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from densekd.core.checkpoint import read_checkpoint, weights_in
 from densekd.core.ops import private_rng
+from densekd.engine.files import save_whole
+from densekd.engine.optim import try_optimisation
 from densekd.engine.run import (
     claim,
     fingerprint,
@@ -35,13 +38,15 @@ from densekd.engine.run import (
     run,
     student_config,
     train,
+    trusted,
     write_json,
 )
-from densekd.engine.runner import latest_checkpoint, put_in_place
+from densekd.engine.runner import latest_checkpoint
 from densekd.engine.stage_config import parse_stages, stage_config
 from densekd.errors import CheckpointError, DenseKDError
 from densekd.wrappers.build import build_network, without_pretrained
 from densekd.wrappers.config import plain
+from densekd.wrappers.model import BESIDE
 from densekd.wrappers.wiring import matching
 
 STAGES_FILE = 'stages.json'
@@ -67,17 +72,17 @@ def train_stages(
     if not stages:
         return train(cfg, resume, preflight, trust)
     root = Path(cfg.work_dir)
-    if not resume and _was_interrupted(cfg, stages):
+    if not resume and was_interrupted(cfg, stages, STAGES_FILE):
         print_log(f'{root}: going on with the run that was interrupted there.', 'current')
         resume = True
     claim(cfg, resume)
-    done = _read(root) if resume else {}
-    handed = check_hand_over(cfg, stages)
+    done = read_ended(root / STAGES_FILE) if resume else {}
+    handed = check_hand_over(trusted(cfg, trust), stages)
     configs = []
     for stage, weights in zip(stages, handed, strict=True):
         check = preflight and stage['name'] not in done
         with of_stage(stage['name']):
-            configs.append(ready(stage_config(cfg, stage), resume, check, trust, weights))
+            configs.append(ready_and_tried(stage_config(cfg, stage), resume, check, trust, weights))
     mark(cfg)
     last: Path | None = None
     for i, (stage, one) in enumerate(zip(stages, configs, strict=True)):
@@ -114,26 +119,56 @@ def of_stage(name: str) -> Iterator[None]:
         raise type(error)(f'stage {name!r}: {error}') from error
 
 
-def _was_interrupted(cfg: Any, stages: list[dict[str, Any]]) -> bool:
-    """Whether the work_dir holds a run of this very config that has not ended."""
+def ready_and_tried(
+    cfg: Any, resume: bool, preflight: bool, trust: bool, handed: Mapping[str, Tensor]
+) -> Any:
+    """As `ready`, for what is trained only after something else has been.
+
+    Raises:
+        DenseKDError: The first thing that is wrong.
+    """
+    cfg = ready(cfg, resume, preflight, trust, handed)
+    try_optimisation(cfg)
+    return cfg
+
+
+def has_begun(folder: str | Path) -> bool:
+    """Whether a run, or a stage of it, has left a checkpoint."""
+    root = Path(folder)
+    inside = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return any(latest_checkpoint(place) for place in [root, *inside])
+
+
+def was_interrupted(cfg: Any, parts: list[dict[str, Any]], file: str) -> bool:
+    """Whether the work_dir holds this very config, of which a part was begun and not all ended.
+
+    Args:
+        cfg: The whole config.
+        parts: Its stages or rounds.
+        file: The name of the file that says which of them have ended.
+    """
     root = Path(cfg.work_dir)
-    begun = any(latest_checkpoint(root / stage['name']) for stage in stages)
-    if not begun or read_mark(root) != fingerprint(cfg):
+    names = [part['name'] for part in parts]
+    if not any(has_begun(root / name) for name in names) or read_mark(root) != fingerprint(cfg):
         return False
-    done = _read(root)
-    return not all(stage['name'] in done for stage in stages)
+    done = read_ended(root / file)
+    return not all(name in done for name in names)
 
 
-def _read(root: Path) -> dict[str, str]:
-    path = root / STAGES_FILE
+def read_ended(path: Path) -> dict[str, str]:
+    """Returns the last checkpoint of each stage or round that has ended, by name.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
+        return {str(name): str(file) for name, file in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError):
         raise CheckpointError(
-            f'{path}: it should say which stages have ended, and is damaged. Remove it: stages '
-            'that have ended will only be looked at again.'
+            f'{path}: it should say which {path.stem} have ended, and is damaged. Remove it: '
+            f'{path.stem} that have ended will only be looked at again.'
         ) from None
 
 
@@ -227,12 +262,11 @@ def write_handed_over(checkpoint: Path, stage: Mapping[str, Any], target: Path) 
     read = read_checkpoint(checkpoint)
     weights = weights_in(read, checkpoint)
     own, of_distillers = _patterns(stage)
-    added: dict[str, Tensor] = {}
+    added: dict[str, Any] = {}
     with of_stage(stage['name']):
         chosen = {name: weights[name] for name in matching(weights, own, 'hand_over')}
         if of_distillers:
             added = _of_distillers(read['densekd']['distillers'], of_distillers)
-    aside = target.with_name(f'.{target.name}.partial')
-    content = {'state_dict': chosen, 'meta': {}, 'densekd': {'handed_over': added}}
-    torch.save(content, aside)
-    put_in_place(aside, target)
+    beside = {key: read['densekd'].get(key, {}) for key in ('peers', 'moving')}
+    handed = {**added, BESIDE: beside} if any(beside.values()) else added
+    save_whole({'state_dict': chosen, 'meta': {}, 'densekd': {'handed_over': handed}}, target)

@@ -12,6 +12,7 @@ import torch
 
 from densekd.core.checkpoint import find_checkpoint
 from densekd.core.ops import private_rng
+from densekd.engine.files import refuse_existing, save_whole
 from densekd.engine.parts_check import register
 from densekd.engine.run import is_distillation
 from densekd.errors import ConfigError, DataError
@@ -143,8 +144,7 @@ def write_logits(
         DataError: If the file is there already.
     """
     target = Path(target)
-    if target.exists():
-        raise DataError(f'{target}: the file is there already. Give another --out.')
+    refuse_existing(target, 'Give another --out.')
     if not is_distillation(cfg) or stored_teachers(cfg):
         raise ConfigError('logits: a distillation config is needed, with a teacher that can run.')
     cfg = copy.deepcopy(cfg)
@@ -175,10 +175,7 @@ def write_logits(
         'classes': classes,
         'teacher': dict(held.manifest),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f'.{target.name}.partial')
-    torch.save(content, aside)
-    aside.replace(target)
+    save_whole(content, target)
     return len(logits), logits.shape[1]
 
 

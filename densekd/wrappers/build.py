@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmengine.registry import Registry
 from torch import nn
 
 from densekd.core.checkpoint import file_hash, find_checkpoint, load_weights, read_checkpoint
@@ -80,6 +81,15 @@ def build_network(config: Any, scope: str, who: str) -> nn.Module:
         raise ConfigError(f"{who}: {scope} can't build {kind}: {_reason(error)}") from error
 
 
+def own_names(root: Registry) -> set[str]:
+    """Returns what densekd has in one of mmengine's registries, as configs name it."""
+    own = root.children.get('densekd')
+    if own is None:
+        return set()
+    own.import_from_location()
+    return {f'densekd.{name}' for name in own.module_dict}
+
+
 def _reason(error: BaseException) -> str:
     unknown = re.search(r'(?:(\w+)\.)?(\w+) is not in the (\w+)::model registry', str(error))
     if unknown:
@@ -88,6 +98,8 @@ def _reason(error: BaseException) -> str:
         said, name, scope = unknown.groups()
         child = MODELS.children.get(said or scope)
         names = {*MODELS.module_dict, *(child.module_dict if child is not None else ())}
+        if not said and scope == 'mmengine':
+            names |= own_names(MODELS)
         return f'there is no model {name!r}. {did_you_mean(name, names)}'
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from densekd.core.anatomy import Anatomy
 from densekd.core.batch import Batch
@@ -45,6 +46,7 @@ from densekd.wrappers.peers import (
 from densekd.wrappers.presets import expand
 from densekd.wrappers.student_state import show_only_student
 from densekd.wrappers.wiring import (
+    as_names,
     find_places,
     matching,
     parse_wire,
@@ -54,6 +56,9 @@ from densekd.wrappers.wiring import (
 )
 
 STATE_VERSION = 1
+# Where in what a stage hands over its peers are; a distiller's weight has a dot in its name.
+BESIDE = 'peers'
+PATTERNS = "patterns such as ['backbone.*']"
 
 
 class DistillModel(BaseModel):
@@ -114,6 +119,15 @@ class DistillModel(BaseModel):
         trust_checkpoint: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ConfigError(f'seed: a whole number is needed, not {seed!r}.')
+        for key, value in (('task_loss', task_loss), ('trust_checkpoint', trust_checkpoint)):
+            if not isinstance(value, bool):
+                raise ConfigError(f'{key}: True or False is needed, not {value!r}.')
+        for entry in teacher if isinstance(teacher, (list, tuple)) else [teacher]:
+            name = entry.get('name') if isinstance(entry, Mapping) else None
+            if name is not None and not isinstance(name, str):
+                raise ConfigError(f"teacher: a name is a text such as 'wide', not {name!r}.")
         # The base class makes a preprocessor; the student's own is the one that is used.
         del self._modules['data_preprocessor']
         if peers is not None and not self.takes_peers:
@@ -128,6 +142,7 @@ class DistillModel(BaseModel):
         self.iteration = 0
         self.epoch = 0
         self._clock_is_set = False
+        self._stepped: bool | None = None  # whether the optimiser has; None: it does not tell
         self._said_no_epochs = False
         factors = {} if scale_student_loss is None else scale_student_loss
         if not isinstance(factors, Mapping) or not all(
@@ -146,6 +161,8 @@ class DistillModel(BaseModel):
         # A deep copy shares the teachers, and is not the one that moves them.
         self._mover = id(self)
         self.classes = None if classes is None else tuple(str(name) for name in classes)
+        if inherit is not None:
+            inherit = as_names(inherit, 'inherit', PATTERNS)
         self.__dict__['_inherited'] = inherited(self.student, teachers, inherit)
         self._inherit()
         training, moving = build_peers(
@@ -163,7 +180,7 @@ class DistillModel(BaseModel):
                     'train: where a part of the student trains, no peers do. Leave out train, or '
                     'peers that have a model.'
                 )
-            self._freeze_all_but(trainable)
+            self._freeze_all_but(as_names(trainable, 'train', PATTERNS))
         show_only_student(self)
 
     # What a toolbox's subclass says -----------------------------------------------------------
@@ -558,13 +575,31 @@ class DistillModel(BaseModel):
     # What a runner touches --------------------------------------------------------------------
 
     def train_step(self, data: Any, optim_wrapper: Any) -> Any:
-        """Runs one training step, after which averages of the student move."""
+        """Runs one iteration; if the optimiser steps in it, averages of the student move."""
         logs = super().train_step(data, optim_wrapper)
-        self.after_step()
+        # What was counted is this iteration's, so that it still says whether there was a step.
+        if optim_wrapper.should_update():
+            self.after_step()
         return logs
+
+    def follow_steps_of(self, optimizer: Optimizer) -> None:
+        """Lets an optimiser tell of its steps; without one, `after_step` moves nothing.
+
+        Where gradients are gathered, or are not finite, not each iteration has a step.
+        """
+        self._stepped = False
+
+        def tell(*_: Any) -> None:
+            self._stepped = True
+
+        optimizer.register_step_post_hook(tell)
 
     def after_step(self) -> None:
         """Moves the averages of the student; to be called once after each optimiser step."""
+        if self._stepped is False:
+            return
+        if self._stepped:
+            self._stepped = False
         if self._mover == id(self):
             for teacher in self.moving:
                 teacher.follow(self.student)
@@ -622,15 +657,18 @@ class DistillModel(BaseModel):
             'moving': {teacher.name: teacher.state() for teacher in self.moving},
         }
 
-    def take_over(self, weights: Mapping[str, Tensor]) -> None:
-        """Starts the distillers with weights of other ones, such as those of a stage before.
+    def take_over(self, weights: Mapping[str, Any]) -> None:
+        """Starts the distillers, and peers, with weights of others, such as of a stage before.
 
         Args:
-            weights: By the names of `distillers.state_dict()`, without `distillers.`.
+            weights: By the names of `distillers.state_dict()`, without `distillers.`; under
+                `BESIDE` all peers and averages, as `distillation_state` returns them.
 
         Raises:
             CheckpointError: If a weight has no place here, or another shape.
         """
+        weights = dict(weights)
+        beside = weights.pop(BESIDE, None)
         own = self.distillers.state_dict()
         for name, value in weights.items():
             if name not in own or own[name].shape != value.shape:
@@ -641,6 +679,8 @@ class DistillModel(BaseModel):
                 )
         for name, value in weights.items():
             own[name].copy_(value)
+        if beside is not None:
+            load_peers(dict(self.peers.items()), {t.name: t for t in self.moving}, beside)
 
     def load_distillation_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `distillation_state` returned.

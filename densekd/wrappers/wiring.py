@@ -208,7 +208,7 @@ def _teachers_of(
                 'say which.'
             )
         return tuple(plain)
-    names = [given] if isinstance(given, str) else list(given)
+    names = as_names(given, f'{where}.teacher', "names of teachers such as ['teacher']")
     for name in names:
         if name == learner:
             raise ConfigError(
@@ -281,6 +281,23 @@ def _default_name(head: DistillationHead, taps: Sequence[Tap], learner: str) -> 
         label = taps[0].label.removeprefix(f'{taps[0].part}.').replace('.', '_')
         method = f'{method}_{label}'
     return method if learner == 'student' else f'{method}_{learner}'
+
+
+def as_names(given: Any, where: str, what: str) -> list[str]:
+    """Returns a list of texts as such; a single one is a list of one.
+
+    Args:
+        given: What a config gives.
+        where: Its place, for messages.
+        what: What is meant, with an example.
+
+    Raises:
+        ConfigError: If it is anything else.
+    """
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f'{where}: a list of {what} is needed, not {given!r}.')
+    return list(names)
 
 
 def matching(names: Iterable[str], patterns: Iterable[str], where: str) -> list[str]:

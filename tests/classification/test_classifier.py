@@ -60,6 +60,10 @@ def test_label_smoothing_is_torchs_own() -> None:
     [
         (dict(num_classes=1, in_channels=4), 'num_classes is 1; two classes are needed'),
         (dict(num_classes=3, in_channels=4, label_smoothing=1.5), 'is a share from 0 to 1'),
+        *(
+            (dict(num_classes=value, in_channels=4), 'num_classes is a whole number above 1, not ')
+            for value in ('3', 3.0, None, True)
+        ),
     ],
 )
 def test_a_head_that_is_wrong_is_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
@@ -107,6 +111,40 @@ def test_unlike_sizes_are_a_sentence() -> None:
     data['inputs'][1] = data['inputs'][1][:, :20]
     with pytest.raises(DataError, match=r'unlike sizes \(20x32 and 32x32\)'):
         ImagePreprocessor()(data)
+
+
+NORM = 'mean and std are each three numbers, one a channel, or both None, and '
+COUNT = 'num_classes is a whole number above 1, not '
+MIX = 'mixup and cutmix are 0 or more, and mix_prob is from 0 to 1'
+UNUSABLE: list[tuple[dict[str, Any], str]] = [
+    (dict(mean=[1.0, 2.0, 3.0]), NORM + 'std is None'),
+    (dict(std=[1.0, 2.0, 3.0]), NORM + 'mean is None'),
+    (dict(mean=[1.0], std=[1.0, 2.0, 3.0]), NORM + 'mean is'),
+    (dict(mean=[1.0, 2.0, 3.0], std=[1.0]), NORM + 'std is'),
+    (dict(mean=120.0, std=60.0), NORM + 'mean is 120.0'),
+    (dict(mean='123', std=[1.0, 2.0, 3.0]), NORM + "mean is '123'"),
+    (dict(mean=[float('nan')] * 3, std=[1.0, 2.0, 3.0]), NORM + 'mean is'),
+    (dict(mean=[0.0] * 3, std=[1.0, 0.0, 1.0]), 'divided by std, whose values are above 0'),
+    (dict(mean=[0.0] * 3, std=[1.0, -2.0, 1.0]), 'divided by std, whose values are above 0'),
+    *((dict(mixup=0.2, num_classes=k), COUNT) for k in (0, 1, -3, 10.0, '10', True)),
+    (dict(cutmix=0.2, num_classes=1), COUNT),
+    (dict(mixup='0.2', num_classes=3), MIX),
+    (dict(cutmix=-1.0, num_classes=3), MIX),
+    (dict(mix_prob=1.5), MIX),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'sentence'), UNUSABLE)
+def test_a_preprocessor_that_is_wrong_is_a_sentence(
+    arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=f'^data_preprocessor: .*{sentence}'):
+        ImagePreprocessor(**arguments)
+
+
+def test_a_batch_that_was_not_packed_is_a_sentence() -> None:
+    with pytest.raises(ConfigError, match='the pipeline must end with densekd.PackImage'):
+        ImagePreprocessor()({'img': [np.zeros((4, 4, 3))], 'gt_label': [0]}, True)
 
 
 @pytest.mark.parametrize('how', ['mixup', 'cutmix'])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -44,5 +46,9 @@ def test_a_network_that_knows_nothing_is_not_right() -> None:
 
 def test_k_beyond_the_classes_says_nothing() -> None:
     assert list(score(torch.randn(3, 5), [0, 1, 2])) == ['accuracy/top1']
-    with pytest.raises(ConfigError, match='topk is a list of numbers above 0'):
-        Accuracy(topk=(0,))
+
+
+@pytest.mark.parametrize('topk', [(0,), (), 1, '1', (1.5,), (True,), ['5'], None])
+def test_what_is_no_list_of_k_is_a_sentence(topk: Any) -> None:
+    with pytest.raises(ConfigError, match='topk is a list of whole numbers above 0, not '):
+        Accuracy(topk=topk)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +37,20 @@ def test_a_file_that_is_no_image_is_a_sentence(content: bytes, tmp_path: Path) -
         transforms.LoadImage()({'img_path': str(path)})
     with pytest.raises(DataError, match=r'No such file'):
         transforms.LoadImage()({'img_path': str(tmp_path / 'b.jpg')})
+
+
+def test_a_header_that_says_any_size_is_a_sentence(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        end = struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + end
+
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 100_000, 100_000, 8, 2, 0, 0, 0))
+    body = chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+    path = tmp_path / 'a.png'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + header + body)
+    with pytest.raises(DataError, match=r"a.png: the image can't be read: OpenCV refuses it") as e:
+        transforms.LoadImage()({'img_path': str(path)})
+    assert '\n' not in str(e.value)
 
 
 def test_pad_crop_takes_each_place_there_is() -> None:
@@ -87,3 +104,60 @@ def test_what_a_batch_is_made_from() -> None:
     assert packed['inputs'].shape == (3, 40, 60) and packed['inputs'].dtype == torch.uint8
     sample = packed['data_samples']
     assert int(sample.gt_label) == 3 and sample.img_shape == (40, 60) and sample.sample_idx == 5
+
+
+SIZED = (
+    transforms.PadCrop,
+    transforms.RandomResizedCrop,
+    transforms.ResizeEdge,
+    transforms.CenterCrop,
+)
+
+
+@pytest.mark.parametrize('size', [(32, 32), 0, -1, '32', 32.0, True, None])
+@pytest.mark.parametrize('step', SIZED)
+def test_a_size_is_a_whole_number(step: Any, size: Any) -> None:
+    with pytest.raises(ConfigError, match=f'^{step.__name__}: size is a whole number from 1 on'):
+        step(size)
+
+
+NAN = float('nan')
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    *(
+        (transforms.PadCrop, dict(padding=value), 'PadCrop: padding is a whole number from 0 on')
+        for value in (-1, 1.5, '4', True)
+    ),
+    *(
+        (transforms.RandomResizedCrop, {name: value}, 'RandomResizedCrop: area')
+        for name in ('area', 'ratio')
+        for value in (0.5, (0.5,), (0.5, 0.1), ('0.1', '1'), (0, 1), (0.1, NAN), None, '01')
+    ),
+    (transforms.RandomResizedCrop, dict(area=(0.5, 1.5)), 'RandomResizedCrop: area'),
+    (transforms.RandomResizedCrop, dict(ratio=(1, float('inf'))), 'RandomResizedCrop: area'),
+    *(
+        (transforms.Flip, dict(prob=value), 'Flip: prob is a number from 0 to 1, not ')
+        for value in (-0.1, 1.5, '0.5', NAN, True, None)
+    ),
+]
+
+
+@pytest.mark.parametrize(('step', 'arguments', 'sentence'), WRONG)
+def test_wrong_arguments_are_a_sentence(
+    step: Any, arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        step(**arguments)
+
+
+def test_the_edges_of_what_is_right() -> None:
+    for prob in (0, 1):
+        transforms.Flip(prob)
+    assert transforms.PadCrop(8, 0)({'img': noise()})['img'].shape == (8, 8, 3)
+    assert transforms.RandomResizedCrop(4, [1, 1], [1, 1])({'img': noise()})['img'].shape[0] == 4
+
+
+@pytest.mark.parametrize('step', [*SIZED, transforms.Flip, transforms.PackImage])
+def test_a_pipeline_that_loads_nothing_is_a_sentence(step: Any) -> None:
+    sentence = f'^{step.__name__}: there is no image yet: begin the pipeline with densekd.LoadImage'
+    with pytest.raises(ConfigError, match=sentence):
+        step()({'img_path': 'a.jpg', 'gt_label': 0})

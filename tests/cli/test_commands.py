@@ -111,6 +111,35 @@ def test_a_mistake_that_is_put_right_is_run_in_the_same_folder(
     assert command('train', config, '--work-dir', tmp_path / 'work').code == 0
 
 
+def test_a_config_is_not_written_over(workplace: Path, tmp_path: Path) -> None:
+    """A run's copy of it would have its name, and be in its place."""
+    config = write_config(tiny_config(workplace), tmp_path / 'my.py')
+    before = Snapshot([tmp_path])
+    answer = command('train', config, '--work-dir', tmp_path)
+    assert answer.code == 1 and answer.err == (
+        f'densekd train: {config}: the run would write its copy of the config over this very '
+        'file. Give another --work-dir.\n'
+    )
+    assert before.changes() == []
+
+
+def test_a_teacher_that_is_trusted_is_read_in_the_check_too(
+    workplace: Path, tmp_path: Path
+) -> None:
+    """And whether it is does not make a run another one."""
+    weights = torch.load(workplace / 'teacher.pth')
+    torch.save({**weights, 'meta': {'made_by': Answer(0, '', '')}}, tmp_path / 'teacher.pth')
+    cfg = tiny_config(workplace)
+    cfg['model']['teacher']['checkpoint'] = str(tmp_path / 'teacher.pth')
+    config, work = write_config(cfg, tmp_path / 'c.py'), tmp_path / 'work'
+    refused = command('train', config, '--work-dir', work)
+    assert refused.code == 1 and 'pass --trust-checkpoint' in refused.err
+    answer = command('train', config, '--work-dir', work, '--trust-checkpoint')
+    assert answer.code == 0, answer.err
+    again = command('train', config, '--work-dir', work)
+    assert again.code == 1 and 'a run of this config already. Pass --resume' in again.err
+
+
 def test_resume_goes_on_where_the_run_stopped(workplace: Path, tmp_path: Path) -> None:
     """Two epochs, the second of which is lost and trained again, to the same bits."""
     cfg = tiny_config(workplace)

@@ -543,3 +543,93 @@ def test_flows_are_compared_between_maps_of_any_size() -> None:
         student(images())
     (value,) = distillers.losses(images()).values()
     assert value.isfinite() and value > 0
+
+
+NO_TENSORS: dict[str, Any] = {
+    'a list': LABELS.tolist(),
+    'an array': LABELS.numpy(),
+    'single tensors': list(LABELS),
+    'nothing': [],
+    'a number': 3,
+    'None': None,
+}
+
+
+@pytest.mark.parametrize('name', NO_TENSORS)
+def test_labels_that_are_no_tensor_are_a_sentence(name: str) -> None:
+    student, teacher = pair()
+    distillers = Distillers(student, teacher, [Distiller(DKDDistillationHead(), '', '')], images())
+    with distillers:
+        student(images())
+    with pytest.raises(ConfigError, match=r'^losses: labels \(class of each .* a tensor is needed'):
+        distillers.losses(images(), labels=NO_TENSORS[name])
+
+
+def test_fields_may_be_tensors_of_each_image_or_level() -> None:
+    student, teacher = pair()
+    distillers = Distillers(student, teacher, [hint()], images())
+    boxes = [torch.zeros(2, 4), torch.zeros(0, 4)]
+    anchors = {(8, 8): torch.zeros(1, 1, 1, 4)}
+    for fields in (
+        dict(gt_boxes=boxes, anchors=anchors, dense_avg_factor=3.0),
+        dict(dense_avg_factor=torch.tensor(3.0), labels=lambda: LABELS),
+    ):
+        with distillers:
+            student(images())
+        assert distillers.losses(images(), **fields)['fitnet_stage'] > 0
+
+
+def in_its_own(student: nn.Module, distillers: Distillers) -> None:
+    with torch.no_grad(), distillers:
+        student(images())
+
+
+def inside(student: nn.Module, distillers: Distillers) -> None:
+    with distillers, torch.no_grad():
+        student(images())
+
+
+def stage_alone(student: Any, distillers: Distillers) -> None:
+    with torch.no_grad(), distillers:
+        student.stage(student.stem(images()))
+
+
+@pytest.mark.parametrize('ran', [in_its_own, inside, stage_alone])
+def test_a_student_that_ran_without_gradients_is_a_sentence(ran: Any) -> None:
+    """With a connector, its loss has a gradient of its own, and only the connector would learn."""
+    student, teacher = pair()
+    distillers = Distillers(student, teacher, [hint()], images())
+    ran(student, distillers)
+    with pytest.raises(TapError, match=r"'fitnet_stage': the student ran under torch.no_grad\(\)"):
+        distillers.losses(images())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
+    in_its_own(student, distillers)
+    with torch.no_grad():
+        assert distillers.losses(images())['fitnet_stage'] > 0
+    distillers.eval()
+    in_its_own(student, distillers)
+    assert distillers.losses(images())['fitnet_stage'] > 0
+
+
+def test_a_student_needs_no_gradients_while_connectors_learn_first() -> None:
+    student, teacher = pair()
+    one = hint(schedule=Schedule(connectors_first=1))
+    distillers = Distillers(student, teacher, [one], images())
+    in_its_own(student, distillers)
+    (loss,) = distillers.losses(images()).values()
+    loss.backward()
+    assert all(p.grad is not None for p in distillers.parameters())
+    in_its_own(student, distillers)
+    with pytest.raises(TapError, match='the student ran under'):
+        distillers.losses(images())
+
+
+def test_a_term_that_does_not_read_the_student_needs_no_gradients_of_it() -> None:
+    student, teacher = pair()
+    head = methods.MHGDEstimatorDistillationHead()
+    entry = Distiller(head, ['stem', 'stage'], ['stem', 'stage'])
+    distillers = Distillers(student, teacher, [entry], images())
+    in_its_own(student, distillers)
+    (loss,) = distillers.losses(images()).values()
+    loss.backward()
+    assert any(p.grad is not None for p in distillers.parameters())

@@ -74,3 +74,16 @@ def test_a_config_is_none_a_dict_or_a_schedule() -> None:
 def test_a_decay_needs_an_end_after_its_beginning(end: int | None) -> None:
     with pytest.raises(ConfigError, match=r"'end' after 'begin' \(5\), but it is"):
         Schedule(decay='cosine', begin=5, end=end)
+
+
+@pytest.mark.parametrize('name', ['warmup', 'begin', 'end', 'stop', 'connectors_first'])
+@pytest.mark.parametrize('value', ['x', True, [3], float('nan')])
+def test_a_time_is_a_number(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^schedule: '{name}' is a number of iterations or"):
+        Schedule(**{name: value})
+
+
+def test_only_what_may_be_left_open_may_be_none() -> None:
+    assert Schedule(end=None, stop=None) == Schedule()
+    with pytest.raises(ConfigError, match="'warmup' is a number .*, not None"):
+        Schedule(warmup=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from densekd.core.checkpoint import read_checkpoint
 from densekd.engine.preflight import check_before_training
 from densekd.engine.run import evaluate, student_config, train
 from densekd.engine.runner import latest_checkpoint
-from densekd.errors import DataError
+from densekd.errors import ConfigError, DataError
 from densekd.wrappers.build import build_network
 from tests.engine.test_resume import go
 from tests.helpers.classifier_runs import labels_config
@@ -141,3 +142,73 @@ def test_a_wrong_fraction_is_refused_before_the_first_step(digits: Path, tmp_pat
     with pytest.raises(DataError, match=r'train_dataloader: .* leaves no image of class'):
         check_before_training(cfg)
     assert not (tmp_path / 'run').exists()
+
+
+PLAIN_MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    'a network that is not there': (
+        {'model.backbone.type': 'densekd.CifarResNt'},
+        "there is no model 'CifarResNt'. Did you mean 'CifarResNet'",
+    ),
+    'a network without its scope': (
+        {'model.backbone.type': 'CifarResNet'},
+        "there is no model 'CifarResNet'. Did you mean 'densekd.CifarResNet'",
+    ),
+    'an argument of the head': ({'model.head.num_class': 3}, "'num_class'"),
+    'mixing for another number of classes': (
+        {'model.data_preprocessor': dict(mixup=1.0, num_classes=5)},
+        'its num_classes=5 are the classes whose images it mixes, and the head has 10',
+    ),
+    'a step of the pipeline': (
+        {'train_dataloader.dataset.pipeline': [dict(type='densekd.LodImage')]},
+        "there is no transform 'densekd.LodImage'. Did you mean 'densekd.LoadImage'",
+    ),
+    'a step without its scope': (
+        {'train_dataloader.dataset.pipeline': [dict(type='PackImage')]},
+        "there is no transform 'PackImage'. Did you mean 'densekd.PackImage'",
+    ),
+    'a data set': (
+        {'train_dataloader.dataset.type': 'densekd.ImageFoldr'},
+        "there is no dataset 'densekd.ImageFoldr'. Did you mean 'densekd.ImageFolder'",
+    ),
+    'an accuracy that is none': (
+        {'val_evaluator': dict(type='densekd.Accuracy', topk=1)},
+        'topk is a list of',
+    ),
+    'the best of what is not computed': (
+        {'val_evaluator': dict(type='densekd.Accuracy', topk=(2,))},
+        "save_best: val_evaluator gives no 'accuracy/top1'. Did you mean 'accuracy/top2'",
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PLAIN_MISTAKES)
+def test_a_plain_run_is_refused_before_a_file_is_written(
+    name: str, digits: Path, tmp_path: Path
+) -> None:
+    options, sentence = PLAIN_MISTAKES[name]
+    cfg = labels_config(digits, tmp_path / 'run')
+    if 'val_evaluator' in options:
+        cfg.val_evaluator = options['val_evaluator']
+    else:
+        cfg.merge_from_dict(options)
+    with pytest.raises(ConfigError) as caught:
+        train(cfg)
+    assert sentence in str(caught.value) and '\n' not in str(caught.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_what_is_scored_is_checked_too(digits: Path, tmp_path: Path, finished: Config) -> None:
+    checkpoint = Path(finished.work_dir) / 'epoch_3.pth'
+    data = copied(digits, tmp_path / 'data')
+    gone = copy.deepcopy(finished)
+    gone.test_dataloader.dataset.data_root = str(data / 'crops')
+    path = next((data / 'crops/val/seven').iterdir())
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(DataError, match='test_dataloader: .*seven/.*image can.t be read'):
+        evaluate(gone, checkpoint)
+    path.parent.rename(path.parent.with_name('heptad'))
+    with pytest.raises(DataError, match='test_dataloader: '):
+        evaluate(gone, checkpoint)
+    gone.test_dataloader.dataset.fractoin = 0.5
+    with pytest.raises(ConfigError, match="'fractoin'. Did you mean 'fraction'"):
+        evaluate(gone, checkpoint)

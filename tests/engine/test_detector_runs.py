@@ -22,10 +22,9 @@ def go(config: Config, kill_at: int | None = None, resume: bool = False) -> None
     folder.mkdir(exist_ok=True)
     if kill_at is not None:
         config = config.copy()
-        config['custom_hooks'] = [
-            *(config.get('custom_hooks') or []),
-            dict(type='mmengine.KillHook', at=kill_at),
-        ]
+        # Not among the custom hooks, which decide whether it is the same run.
+        killing = dict(type='mmengine.KillHook', at=kill_at)
+        config['default_hooks'] = {**config.default_hooks, 'killing': killing}
     code = in_process(lambda: train(config, resume, preflight=False), folder / 'log.txt')
     expected = 0 if kill_at is None else KILLED
     assert code == expected, f'{code}\n{(folder / "log.txt").read_text()[-3000:]}'

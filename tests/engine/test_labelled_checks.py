@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from densekd.engine.data_checks import check_data, data_errors
+from densekd.engine.data_checks import check_data, check_scored, data_errors
 from densekd.engine.generated_data import with_generated_data
 from densekd.engine.generated_labelled import write_cifar, write_folders
 from densekd.engine.preflight import check, first_batch
-from densekd.engine.run import prepare
+from densekd.engine.run import prepare, training_classes
 from densekd.errors import ConfigError, DataError
 from tests.helpers.classifiers import classifier
 
@@ -24,7 +24,9 @@ LOAD = dict(type='densekd.LoadImage')
 PHOTOGRAPHS = [LOAD, dict(type='densekd.RandomResizedCrop', size=224), PACK]
 
 
-def config(dataset: dict[str, Any], classes: int = 3, val: Any = None, **more: Any) -> Any:
+def config(
+    dataset: dict[str, Any], classes: int = 3, val: Any = None, test: Any = None, **more: Any
+) -> Any:
     """Returns a prepared config of plain training."""
     loader = dict(batch_size=64, num_workers=0, sampler=dict(type='DefaultSampler'))
     cfg = dict(
@@ -33,8 +35,9 @@ def config(dataset: dict[str, Any], classes: int = 3, val: Any = None, **more: A
         train_dataloader=dict(**loader, dataset=dataset),
         **more,
     )
-    if val is not None:
-        cfg['val_dataloader'] = dict(**loader, dataset=val)
+    for split, scored in (('val', val), ('test', test)):
+        if scored is not None:
+            cfg[f'{split}_dataloader'] = dict(**loader, dataset=scored)
     return prepare(Config(cfg))
 
 
@@ -108,7 +111,13 @@ def emptied(root: Path) -> None:
 
 def extra_class(root: Path) -> dict[str, Any]:
     write_folders(root, ('ant',), 1, (32, 32), 'val')
-    return dict(val=folders(root, 'val', test_mode=True), classes=4)
+    return dict(val=folders(root, 'val', test_mode=True))
+
+
+def listed(root: Path, labels: list[int]) -> dict[str, Any]:
+    path = sorted((root / 'train' / 'dog').iterdir())[0].relative_to(root)
+    (root / 'list.txt').write_text(''.join(f'{path} {label}\n' for label in labels))
+    return folders(root, '', ann_file='list.txt')
 
 
 def one_class(root: Path) -> dict[str, Any]:
@@ -118,9 +127,25 @@ def one_class(root: Path) -> dict[str, Any]:
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     'an image cut short': (broken, "train_dataloader: .*dog/.*: the image can't be read"),
     'an empty class': (emptied, "train_dataloader: .*train/dog: the folder of class 'dog' has no"),
-    'a label that the head has no class for': (
+    'a class that the head has not': (
         lambda root: dict(classes=2),
-        'train_dataloader: the data has the label 2, and the head has 2 classes: 0 to 1. Set head',
+        r'train_dataloader: the data has 3 class\(es\), bird, cat, dog, and the head has 2. Set',
+    ),
+    'a head of more classes': (
+        lambda root: dict(classes=1000),
+        r'the data has 3 class\(es\), bird, cat, dog, and the head has 1000. Set .* to 3, or give',
+    ),
+    'a label that the head has no class for': (
+        lambda root: dict(dataset=listed(root, [0, 1, 2, 3])),
+        'train_dataloader: the data has the label 3, and the head has 3 classes: 0 to 2. Set head',
+    ),
+    'labels that count from 1': (
+        lambda root: dict(dataset=listed(root, [1, 2, 3])),
+        'the label 3, and the head has 3 classes: 0 to 2. Labels count from 0, and these',
+    ),
+    'a label that no trained class has': (
+        lambda root: dict(val=listed(root, [0, 3])),
+        "val_dataloader: the data has the label 3, .* The last class, 'dog', has the label 2.",
     ),
     'labels that shift between training and scoring': (
         extra_class,
@@ -183,3 +208,34 @@ def test_a_large_folder_is_looked_into_here_and_there(
     first.write_bytes(np.zeros(3, np.uint8).tobytes())
     with pytest.raises(DataError, match='bird'):
         check_data(cfg)
+
+
+def test_folders_name_the_classes_of_a_student(folder: Path) -> None:
+    """So that a teacher that learnt them in another order is read in the student's."""
+    cfg = config(folders(folder))
+    assert training_classes(cfg) == ['bird', 'cat', 'dog']
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('dog', 'cat', 'bird'))
+    assert training_classes(cfg) == ['dog', 'cat', 'bird']
+    assert training_classes(config(listed(folder, [0, 1]))) is None
+    gone = config(folders(folder / 'not there yet'))
+    assert training_classes(gone) is None
+
+
+@pytest.mark.parametrize(
+    ('learnt', 'sentence'),
+    [
+        (('dog', 'cat', 'bird'), 'their order differs'),
+        (('cat', 'dog'), "'bird' is in one of them only"),
+        (None, None),
+        (('bird', 'cat', 'dog'), None),
+    ],
+)
+def test_a_checkpoint_is_scored_on_the_classes_that_it_learnt(
+    folder: Path, learnt: Any, sentence: str | None
+) -> None:
+    cfg = config(folders(folder), test=folders(folder, 'val', test_mode=True))
+    if sentence is None:
+        check_scored(cfg, learnt)
+        return
+    with pytest.raises(DataError, match=f'test_dataloader: .* are trained: {sentence}'):
+        check_scored(cfg, learnt)

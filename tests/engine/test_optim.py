@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from densekd.core.checkpoint import read_checkpoint
-from densekd.engine.optim import build_for_distillation, with_own_peaks
+from densekd.engine.optim import build_for_distillation, try_optimisation, with_own_peaks
 from densekd.engine.run import train
 from densekd.errors import ConfigError
 from densekd.wrappers.build import build_network
@@ -280,3 +280,78 @@ def test_several_optimisers_are_refused_where_parameters_are_added() -> None:
 
     with pytest.raises(ConfigError, match='several optimisers'):
         build_for_distillation(distilled(), dict(ADAMW, constructor='TwoOptimisers'))
+
+
+def test_distillers_alone_train_where_the_student_is_frozen() -> None:
+    """With options by the names of parameters too, of which none trains."""
+    by_name = dict(
+        copy.deepcopy(ADAMW),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+        distillers=dict(lr_mult=0.5),
+        clip_grad=dict(max_norm=1.0),
+    )
+    for config in (by_name, {k: v for k, v in by_name.items() if k != 'paramwise_cfg'}):
+        model = distilled(distillers=THREE, trainable=['distillers'])
+        wrapper = build_for_distillation(model, config)
+        groups = wrapper.optimizer.param_groups
+        assert [g['lr'] for g in groups] == pytest.approx([1e-2, 1e-3])
+        held = [id(p) for g in groups for p in g['params']]
+        assert sorted(held) == sorted(id(p) for p in model.distillers.parameters())
+        added = list(model.distillers.parameters())
+        for parameter in added:
+            parameter.grad = torch.full_like(parameter, 100.0)
+        wrapper.step()
+        norm = torch.stack([p.grad.norm() for p in added]).norm().item()
+        assert norm == pytest.approx(1.0, rel=1e-3)
+    with pytest.raises(ConfigError, match='nothing of the student trains, and what distillers'):
+        build_for_distillation(model, dict(type='OptimWrapper', constructor='Mine'))
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    'a text for a rate': (
+        dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr='fast'))),
+        "^optim_wrapper.optimizer: it can't be built: ",
+    ),
+    'a negative rate': (
+        dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=-1.0))),
+        "^optim_wrapper.optimizer: it can't be built: Invalid learning rate",
+    ),
+    'a number for a list': (
+        dict(param_scheduler=[dict(type='LinearLR'), dict(type='MultiStepLR', milestones=5)]),
+        r"^param_scheduler\[1\]: it can't be built: ",
+    ),
+    'an end before its beginning': (
+        dict(param_scheduler=dict(type='PolyLR', begin=5, end=3)),
+        r"^param_scheduler\[0\]: it can't be built: ",
+    ),
+}
+
+
+@pytest.mark.parametrize('case', list(UNFIT))
+def test_optimisers_and_schedulers_are_tried(case: str) -> None:
+    given, sentence = UNFIT[case]
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        try_optimisation(Config(given))
+    assert '\n' not in str(caught.value)
+
+
+def test_what_fits_or_can_not_be_tried_is_let_be() -> None:
+    class Mine(torch.optim.SGD):
+        def __init__(self, params: Any, needed: Any) -> None:
+            raise AssertionError
+
+    for optimizer in (None, dict(type=Mine), dict(type='SDG', lr=1), dict(type='AdamW', lr=1e-3)):
+        for scheduler in (*SCHEDULERS.values(), dict(type='Cosine'), None):
+            try_optimisation(
+                Config(
+                    dict(
+                        default_scope='mmdet',
+                        optim_wrapper=dict(type='OptimWrapper', optimizer=optimizer),
+                        param_scheduler=scheduler,
+                        train_cfg=dict(max_epochs=3),
+                    )
+                )
+            )
+    try_optimisation(Config({}))
+    late = dict(type='CosineAnnealingLR', by_epoch=True, begin=1, convert_to_iter_based=True)
+    try_optimisation(Config(dict(param_scheduler=[late], train_cfg=dict(max_epochs=3))))

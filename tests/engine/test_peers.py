@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from densekd.engine.peers import export_peer
 from densekd.engine.preflight import check_before_training
 from densekd.engine.run import evaluate, prepare, train
 from densekd.engine.runner import latest_checkpoint
-from densekd.errors import CheckpointError, ConfigError
+from densekd.engine.stages import train_stages
+from densekd.errors import CheckpointError, ConfigError, DataError
 from densekd.wrappers.build import build_network
 from tests.engine.test_resume import go
 from tests.helpers.classifier_runs import labels_config
@@ -111,6 +113,10 @@ def test_each_is_scored_and_exported(finished: Config, tmp_path: Path) -> None:
         for key in ('accuracy/top1', 'accuracy/top5'):
             assert evaluate(cfg, target)[key] == pytest.approx(scores['last'][f'{name}/{key}'])
     assert evaluate(finished, last)['accuracy/top1'] == scores['last']['accuracy/top1']
+    before = target.read_bytes()
+    with pytest.raises(DataError, match='.pth: the file is there already. Give another'):
+        export_peer(last, 'mean', target)
+    assert target.read_bytes() == before and not list(tmp_path.glob('.*'))
     with pytest.raises(CheckpointError, match="it holds no peer 'wid'. Did you mean 'wide'"):
         export_peer(last, 'wid', tmp_path / 'x.pth')
 
@@ -176,3 +182,52 @@ def test_a_distributed_wrapper_makes_the_same_steps(
     for first, second in pairs:
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_stages_hand_over_peers_and_averages(digits: Path, tmp_path: Path) -> None:
+    """Whole, also where of the student a part is handed over."""
+    still = dict(optimizer=dict(lr=0.0, weight_decay=0.0))
+    stages = [
+        dict(name='a', train_cfg=dict(max_epochs=1), hand_over=['backbone']),
+        dict(name='b', train_cfg=dict(max_epochs=1), optim_wrapper=still),
+    ]
+    cfg = config(digits, tmp_path, stages=stages)
+    assert in_process(lambda: train_stages(cfg), tmp_path / 'log.txt') == 0, (
+        tmp_path / 'log.txt'
+    ).read_text()[-3000:]
+    a, b = (read_checkpoint(latest_checkpoint(tmp_path / name)) for name in 'ab')
+    first, second = (saved['densekd']['peers']['wide'] for saved in (a, b))
+    network = build_network(WIDE, 'mmengine', 'peer')
+    for name, _ in network.named_parameters():
+        assert torch.equal(first[name], second[name])
+    moving = [saved['densekd']['moving']['mean'] for saved in (a, b)]
+    assert [m['steps'] for m in moving] == [a['meta']['iter'], a['meta']['iter'] * 2]
+    # The head was not handed over, and the average still remembers that of the first stage.
+    key = 'head.fc.weight'
+    assert not torch.equal(a['state_dict'][key], b['state_dict'][key])
+    steps = range(a['meta']['iter'] + 1, 2 * a['meta']['iter'] + 1)
+    keep = math.prod(min(1 - 1 / (t + 1), 0.9) for t in steps)
+    expected = keep * moving[0]['weights'][key] + (1 - keep) * b['state_dict'][key]
+    torch.testing.assert_close(moving[1]['weights'][key], expected)
+
+
+@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
+def test_an_average_follows_the_steps_of_a_run_that_gathers(
+    launcher: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a distributed wrapper too, which makes the steps by itself."""
+    address = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost')
+    for key, value in address.items():
+        monkeypatch.setenv(key, value)
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        monkeypatch.setenv('MASTER_PORT', str(free.getsockname()[1]))
+
+    def go_on() -> None:
+        cfg = config(digits, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=1))
+        cfg.optim_wrapper.accumulative_counts = 2
+        train(prepare(cfg, launcher=launcher), preflight=False)
+
+    assert in_process(go_on, tmp_path / 'log.txt') == 0, (tmp_path / 'log.txt').read_text()[-3000:]
+    saved = read_checkpoint(latest_checkpoint(tmp_path / 'run'))
+    assert saved['densekd']['moving']['mean']['steps'] == math.ceil(saved['meta']['iter'] / 2)

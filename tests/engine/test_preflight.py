@@ -9,7 +9,7 @@ import torch
 
 from densekd.engine.preflight import check, try_step
 from densekd.engine.run import prepare
-from densekd.errors import TapError
+from densekd.errors import ConfigError, TapError
 from tests.helpers.detectors import batch, bounded, distilled, entry, faster_rcnn
 
 DIGITS = (
@@ -50,3 +50,16 @@ def test_a_small_batch_is_large_enough_for_the_loss(preset: str, images: int) ->
     assert report.batch[0] == images
     (term,) = report.terms
     assert term.value > 0 and term.gradient > 0
+
+
+@pytest.mark.parametrize(('preset', 'loss', 'fewest'), [('rkd', 'RKD', 3), ('pkt', 'PKT', 2)])
+def test_a_batch_with_too_few_images_to_relate_is_refused(
+    preset: str, loss: str, fewest: int
+) -> None:
+    """Rounding may leave it a gradient that is not quite 0."""
+    cfg = prepare(str(DIGITS), options={'train_dataloader.batch_size': fewest - 1})
+    cfg.model.preset = preset
+    cfg.model.teacher = dict(model=cfg.model.teacher.model, untrained=True)
+    sentence = f'batch_size: {fewest - 1} is too small for .*{loss}Loss relates {fewest} images'
+    with pytest.raises(ConfigError, match=sentence):
+        check(cfg)

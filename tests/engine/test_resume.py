@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from torch.utils.data import Sampler
 
 from densekd.core.checkpoint import read_checkpoint
 from densekd.engine.data_order import SeededDataset, SeededSampler
+from densekd.engine.hooks import SafeCheckpointHook
 from densekd.engine.run import train
 from densekd.engine.runner import DistillRunner, latest_checkpoint
 from densekd.errors import CheckpointError
 from densekd.wrappers.build import build_network
 from densekd.wrappers.detector import DistillDetector
+from tests.helpers.classifier_runs import labels_config
 from tests.helpers.detectors import distilled, entry, retinanet, state, unlike
 from tests.helpers.runs import (
     ITERATIONS,
@@ -47,16 +54,23 @@ DISTILLERS = [
 ]
 
 
-def go(config: Config, kill_at: int | None = None, resume: bool = False) -> None:
-    """Trains in a process of its own, which is killed before iteration `kill_at`."""
+def go(
+    config: Config,
+    kill_at: int | None = None,
+    resume: bool = False,
+    kill: dict[str, Any] | None = None,
+) -> None:
+    """Trains in a process of its own, which is killed before iteration `kill_at`, or by a hook."""
     folder = Path(config.work_dir)
     folder.mkdir(exist_ok=True)
     if kill_at is not None:
+        kill = dict(type='mmengine.KillHook', at=kill_at)
+    if kill is not None:
+        # Not among the custom hooks, which decide whether it is the same run.
         config = config.copy()
-        killing = dict(type='mmengine.KillHook', at=kill_at)
-        config['custom_hooks'] = [*(config.get('custom_hooks') or []), killing]
+        config['default_hooks'] = {**config.default_hooks, 'killing': kill}
     code = in_process(lambda: train(config, resume, preflight=False), folder / 'log.txt')
-    expected = 0 if kill_at is None else KILLED
+    expected = 0 if kill is None else KILLED
     assert code == expected, f'{code}\n{(folder / "log.txt").read_text()[-3000:]}'
 
 
@@ -64,6 +78,7 @@ def by_iteration(interval: int) -> dict[str, Any]:
     return dict(type='CheckpointHook', by_epoch=False, interval=interval)
 
 
+IN_SECOND_EPOCH = 5  # of a classifier's run
 EACH_EPOCH = dict(type='CheckpointHook', by_epoch=True, interval=1)
 ITERATION_LOOP = dict(
     train_cfg=dict(type='IterBasedTrainLoop', max_iters=8, val_interval=1000),
@@ -142,12 +157,109 @@ def test_batches_grouped_by_shape_resume_within_an_epoch(digits: Path, tmp_path:
     assert differences(whole, killed) == []
 
 
+def test_a_run_without_a_seed_keeps_the_one_that_it_drew(digits: Path, tmp_path: Path) -> None:
+    def config(name: str, seed: int | None) -> Config:
+        return labels_config(digits, tmp_path / name, workers=2, randomness=dict(seed=seed))
+
+    go(config('killed', None), kill_at=IN_SECOND_EPOCH)
+    saved = read_checkpoint(tmp_path / 'killed' / 'epoch_1.pth')
+    np.random.seed(saved['meta']['seed'] % 1000)  # else a fork of this process draws the same one
+    go(config('killed', None), resume=True)
+    go(config('whole', saved['meta']['seed']))
+    whole, killed = (tmp_path / name / 'epoch_2.pth' for name in ('whole', 'killed'))
+    assert differences(whole, killed) == []
+    assert read_checkpoint(killed)['meta']['seed'] == saved['meta']['seed']
+
+
 def test_a_comparison_would_notice(digits: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         go(digits_config(digits, tmp_path / str(seed), None, epochs=1, randomness=dict(seed=seed)))
     found = differences(tmp_path / '0' / 'epoch_1.pth', tmp_path / '1' / 'epoch_1.pth')
     assert any(key.startswith('state_dict/') for key in found)
     assert any(key.startswith('optimizer/') for key in found)
+
+
+# A validation that was lost ---------------------------------------------------------------------
+
+
+@HOOKS.register_module(force=True)
+class KillBeforeValidationHook(Hook):
+    """Kills its own process right after a checkpoint, at whose place it would be validated."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def before_val(self, runner: Any) -> None:
+        """Sends SIGKILL."""
+        if self.at in (runner.epoch, runner.iter):
+            os.kill(os.getpid(), 9)
+
+
+PLATEAU = dict(
+    type='ReduceOnPlateauLR', monitor='accuracy/top1', rule='greater', patience=0, threshold=50
+)
+BY_ITERATION = dict(
+    train_cfg=dict(type='IterBasedTrainLoop', max_iters=4, val_interval=2),
+    param_scheduler=[],
+    default_hooks=dict(
+        checkpoint=dict(**by_iteration(2), save_best='accuracy/top1', rule='greater')
+    ),
+)
+LAST_ONLY = dict(
+    default_hooks=dict(
+        checkpoint=dict(**EACH_EPOCH, max_keep_ckpts=1, save_best='accuracy/top1', rule='greater')
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ('killing', 'more'),
+    [
+        pytest.param(1, dict(epochs=3, param_scheduler=[PLATEAU]), id='first'),
+        pytest.param(2, LAST_ONLY, id='last'),
+        pytest.param(2, BY_ITERATION, id='counted'),
+        pytest.param(None, dict(param_scheduler=[PLATEAU]), id='not-lost'),
+    ],
+)
+def test_a_validation_that_was_lost_is_made_up_for(
+    digits: Path, tmp_path: Path, killing: int | None, more: dict[str, Any]
+) -> None:
+    def config(name: str) -> Config:
+        return labels_config(digits, tmp_path / name, **copy.deepcopy(more))
+
+    go(config('whole'))
+    if killing is None:
+        go(config('killed'), kill_at=IN_SECOND_EPOCH)
+    else:
+        go(config('killed'), kill=dict(type='mmengine.KillBeforeValidationHook', at=killing))
+    go(config('killed'), resume=True)
+    folders = [tmp_path / name for name in ('whole', 'killed')]
+    scores = [json.loads((folder / 'scores.json').read_text()) for folder in folders]
+    assert scores[0] == scores[1] and len(scores[0]['all']) > 1
+    names = [sorted(path.name for path in folder.glob('*.pth')) for folder in folders]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert differences(*(folder / name for folder in folders)) == []
+    saved = [read_checkpoint(latest_checkpoint(folder)) for folder in folders]
+    info = [one['message_hub']['runtime_info'] for one in saved]
+    assert info[0]['best_score'] == info[1]['best_score']
+    assert Path(info[0]['best_ckpt']).name == Path(info[1]['best_ckpt']).name
+
+
+def test_a_best_that_was_moved_is_not_looked_for_where_it_was(digits: Path, tmp_path: Path) -> None:
+    made = [labels_config(digits, tmp_path / name, epochs=1) for name in ('here', 'there')]
+    go(made[0])
+    (tmp_path / 'here').rename(tmp_path / 'there')
+    (best,) = (tmp_path / 'there').glob('best_*.pth')
+    runner = DistillRunner.from_cfg(made[1])
+    runner._resume = True
+    runner.message_hub.update_info('best_ckpt', str(tmp_path / 'here' / best.name))
+    hook = next(h for h in runner.hooks if isinstance(h, SafeCheckpointHook))
+    hook.before_train(runner)
+    assert hook.best_ckpt_path == str(best)
+
+
+# Other beginnings ---------------------------------------------------------------------------------
 
 
 def test_a_run_that_began_from_other_weights_resumes_its_own(digits: Path, tmp_path: Path) -> None:
@@ -302,6 +414,23 @@ def test_a_folder_that_was_moved_is_still_resumed(tmp_path: Path) -> None:
     folder = written(tmp_path, 'epoch_1.pth', 'epoch_2.pth')
     (folder / 'last_checkpoint').write_text('/where/it/was/epoch_1.pth')
     assert latest_checkpoint(folder) == folder / 'epoch_1.pth'
+
+
+def test_a_folder_that_was_moved_keeps_its_own_where_another_run_is(tmp_path: Path) -> None:
+    for name in ('here', 'there'):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name, 'epoch_1.pth')
+        (tmp_path / name / 'last_checkpoint').write_text(str(tmp_path / 'here' / 'epoch_1.pth'))
+    assert latest_checkpoint(tmp_path / 'there') == tmp_path / 'there' / 'epoch_1.pth'
+
+
+def test_checkpoints_may_be_elsewhere(tmp_path: Path) -> None:
+    """As `out_dir` of the checkpoint hook has them."""
+    elsewhere = tmp_path / 'out'
+    elsewhere.mkdir()
+    written(elsewhere, 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(elsewhere / 'epoch_1.pth'))
+    assert latest_checkpoint(tmp_path) == elsewhere / 'epoch_1.pth'
 
 
 @pytest.mark.parametrize('torn', ['', '/runs/other/epo', 'epoch_3.pth', '\n'])

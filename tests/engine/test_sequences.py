@@ -18,7 +18,7 @@ from densekd.engine import sequences
 from densekd.engine.run import train
 from densekd.engine.runner import latest_checkpoint
 from densekd.engine.sequences import parse_rounds, round_config, train_config, train_rounds
-from densekd.errors import CheckpointError, ConfigError, DataError
+from densekd.errors import CheckpointError, ConfigError, DataError, DenseKDError
 from tests.helpers.classifier_runs import labels_config
 from tests.helpers.classifiers import classifier
 from tests.helpers.commands import write_config
@@ -51,9 +51,9 @@ def go(cfg: Config, kill: tuple[str, int] | None = None, **more: Any) -> None:
     folder.mkdir(exist_ok=True)
     if kill is not None:
         cfg = cfg.copy()
-        cfg['custom_hooks'] = [
-            *cfg['custom_hooks'], dict(type='mmengine.KillInHook', folder=kill[0], at=kill[1])
-        ]  # fmt: skip
+        # Not among the custom hooks, which decide whether it is the same run.
+        killing = dict(type='mmengine.KillInHook', folder=kill[0], at=kill[1])
+        cfg['default_hooks'] = {**cfg.default_hooks, 'killing': killing}
     more = {'preflight': False, **more}
     code = in_process(lambda: train_rounds(cfg, **more), folder / 'log.txt')
     expected = 0 if kill is None else KILLED
@@ -190,6 +190,13 @@ def test_what_a_round_says_wins(digits: Path, tmp_path: Path) -> None:
         ([dict(name='a', plaim=True)], "no key 'plaim'. Did you mean 'plain'"),
         ([dict(name='a', plain=True, take='bets')], "there is no 'bets'. Did you mean 'best'"),
         ([dict(name='a', plain=True, preset='kd', distillers=[])], 'preset or distillers'),
+        ([dict(name='a', plain='yes')], r"rounds\[0\].plain: True or False, not 'yes'."),
+        ([dict(name='rounds.json', plain=True)], "a round can't be called 'rounds.json'"),
+        ([dict(name='../a', plain=True)], "a round needs a 'name'"),
+        (
+            [dict(name='a', plain=True), dict(name='b', train_cfg=dict(max_epochs=0))],
+            "^round 'b': train_cfg.max_epochs: a whole number above 0 is needed, not 0.$",
+        ),
         ([dict(name='a', plain=True, train_cfg=3)], r'rounds\[0\].train_cfg: a dict is needed'),
         (
             [dict(name='a', plain=True), dict(name='b', optim_wrapper=dict(optimizer='SGD'))],
@@ -215,6 +222,93 @@ def test_a_later_round_is_looked_at_before_the_first_trains(digits: Path, tmp_pa
     cfg.default_hooks.checkpoint.pop('save_best')
     with pytest.raises(ConfigError, match=r"round 'b': take='best' needs default_hooks"):
         train_rounds(cfg, preflight=False)
+
+
+AHEAD: dict[str, tuple[dict[str, Any], str]] = {
+    'a file to load from': (dict(load_from='gone.pth'), "^round 'b': load_from: gone.pth: "),
+    "the student's first weights": (
+        dict(
+            student={
+                **WIDE,
+                'init_cfg': dict(type='Pretrained', checkpoint='gone.pth'),
+            }
+        ),
+        "^round 'b': .*the student's initial weights can't be had: gone.pth",
+    ),
+    'an optimiser': (
+        dict(optim_wrapper=dict(_delete_=True, type='OptimWrapper')),
+        "^round 'b': optim_wrapper.optimizer: there is none",
+    ),
+    'a rate': (
+        dict(optim_wrapper=dict(optimizer=dict(lr='fast'))),
+        "^round 'b': optim_wrapper.optimizer: it can't be built",
+    ),
+}
+
+
+@pytest.mark.parametrize('case', list(AHEAD))
+def test_what_a_later_round_lacks_is_missed_before_the_first_trains(
+    case: str, digits: Path, tmp_path: Path
+) -> None:
+    given, sentence = AHEAD[case]
+    rounds = [dict(name='a', plain=True), dict(name='b', **given)]
+    with pytest.raises(DenseKDError, match=sentence) as caught:
+        train_rounds(config(digits, tmp_path / 'run', rounds), preflight=False)
+    assert '\n' not in str(caught.value) and not (tmp_path / 'run').exists()
+
+
+def staged_file(digits: Path, tmp_path: Path, **more: Any) -> str:
+    made = config(digits, tmp_path / 'own', None, dict(model=WIDE, untrained=True))
+    made.stages = [
+        dict(name='hint', train=['backbone', 'distillers'], task_loss=False),
+        dict(name='train', train_cfg=dict(max_epochs=1)),
+    ]
+    made.train_cfg.max_epochs = 1
+    content = {**made._cfg_dict.to_dict(), **more}
+    return str(write_config({k: v for k, v in content.items() if v is not None}, tmp_path / 'o.py'))
+
+
+def test_the_stages_of_a_rounds_own_config_are_trained(digits: Path, tmp_path: Path) -> None:
+    rounds = [
+        dict(name='first', config=staged_file(digits, tmp_path)),
+        dict(name='last', train_cfg=dict(max_epochs=1)),
+    ]
+    root = tmp_path / 'run'
+    go(config(digits, root, rounds), kill=('last', 1), preflight=True)
+    done = json.loads((root / 'rounds.json').read_text())
+    assert done == {'first': 'first/train/epoch_1.pth'}
+    (root / 'rounds.json').unlink()  # killed just before it was written
+    before = file_hash(root / done['first'])
+    go(config(digits, root, rounds))
+    done = json.loads((root / 'rounds.json').read_text())
+    assert done == {'first': 'first/train/epoch_1.pth', 'last': 'last/epoch_1.pth'}
+    assert list(json.loads((root / 'first' / 'stages.json').read_text())) == ['hint', 'train']
+    manifest = read_checkpoint(root / done['last'])['densekd']['teachers']['teacher']
+    assert manifest['sha256'] == file_hash(root / done['first']) == before
+
+
+def test_what_is_wrong_with_a_rounds_own_config_is_a_sentence(digits: Path, tmp_path: Path) -> None:
+    rounds = [dict(name='a', config=staged_file(digits, tmp_path, stages=None, rounds=ROUNDS))]
+    with pytest.raises(ConfigError, match="round 'a': its config has rounds of its own"):
+        train_rounds(config(digits, tmp_path / 'run', rounds))
+    stages = [dict(name='x', preset='kd', train=['nek'])]
+    rounds = [
+        dict(name='a', plain=True),
+        dict(name='b', config=staged_file(digits, tmp_path, stages=stages)),
+    ]
+    cfg = config(digits, tmp_path / 'run', rounds)
+    with pytest.raises(ConfigError, match="^round 'b': stage 'x': train: 'nek' matches nothing"):
+        train_rounds(cfg)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_round_replaces_a_dict_with_delete(digits: Path, tmp_path: Path) -> None:
+    loop = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=3)
+    rounds = [dict(name='a', plain=True, train_cfg=loop, randomness=dict(deterministic=True))]
+    cfg = config(digits, tmp_path, rounds)
+    one = round_config(cfg, rounds[0], None)
+    assert one.train_cfg == dict(type='IterBasedTrainLoop', max_iters=3)
+    assert one.randomness == dict(seed=0, deterministic=True)
 
 
 def test_other_rounds_and_a_damaged_file_are_refused(finished: Config, digits: Path) -> None:

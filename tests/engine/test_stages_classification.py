@@ -136,8 +136,9 @@ def go(cfg: Config, kill: tuple[str, int | None] | None = None) -> None:
     folder.mkdir(exist_ok=True)
     cfg = cfg.copy()
     if kill is not None:
+        # Not among the custom hooks, which decide whether it is the same run.
         killing = dict(type='mmengine.KillStageHook', stage=kill[0], at=kill[1])
-        cfg['custom_hooks'] = [*cfg.custom_hooks, killing]
+        cfg['default_hooks'] = {**cfg.default_hooks, 'killing': killing}
     log = folder / 'log.txt'
     code = in_process(lambda: train_stages(cfg, preflight=False), log)
     assert code == (KILLED if kill else 0), f'{code}\n{log.read_text()[-3000:]}'
@@ -311,6 +312,16 @@ def test_the_head_and_what_lies_behind_a_hint_rest_meanwhile(
     assert 'head' in parts(moved(whole[name] / 'train'))
 
 
+def test_a_stage_of_distillers_alone_takes_options_by_name(digits: Path, tmp_path: Path) -> None:
+    """Where nothing of the student trains, there is no name of it that they could be for."""
+    cfg = shipped('ft', digits, tmp_path / 'run')
+    cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
+    go(cfg)
+    saved = read_checkpoint(latest_checkpoint(tmp_path / 'run' / 'paraphraser'))
+    assert len(saved['optimizer']['param_groups']) == 1
+    assert moved(tmp_path / 'run' / 'paraphraser')
+
+
 def test_after_fsp_the_task_comes_alone(digits: Path, tmp_path: Path) -> None:
     """Its stage has no term but the task's, and all of the student trains."""
     cfg = shipped('fsp', digits, tmp_path / 'run')
@@ -441,6 +452,35 @@ BROKEN: dict[str, tuple[list[dict[str, Any]], str]] = {
         [dict(name='a', preset='ab'), dict(name='b', preset='kd', param_scheduler=[3])],
         r"^stage 'b': param_scheduler\[0\]: a dict such as .* is needed, not 3.$",
     ),
+    'a rate that is a text': (
+        [
+            dict(name='a', preset='ab'),
+            dict(name='b', preset='kd', optim_wrapper=dict(optimizer=dict(lr='fast'))),
+        ],
+        "^stage 'b': optim_wrapper.optimizer: it can't be built: ",
+    ),
+    'milestones that are a number': (
+        [
+            dict(name='a', preset='ab'),
+            dict(
+                name='b',
+                preset='kd',
+                param_scheduler=[dict(type='MultiStepLR', milestones=5)],
+            ),
+        ],
+        r"^stage 'b': param_scheduler\[0\]: it can't be built: ",
+    ),
+    **{
+        f'{value!r} epochs': (
+            [
+                dict(name='a', preset='ab'),
+                dict(name='b', preset='kd', train_cfg=dict(max_epochs=value)),
+            ],
+            "^stage 'b': train_cfg.max_epochs: a whole number above 0 is needed, not ",
+        )
+        for value in ('many', 0, -1, 1.5, True, float('nan'))
+    },
+    'the name of a file': ([dict(name='stages.json', preset='ab')], "a stage can't be called"),
     'a text for a list': ([dict(name='a', train='backbone', preset='ab')], 'a list of patterns'),
     'a number for a dict': ([dict(name='a', train_cfg=3, preset='ab')], 'train_cfg: a dict is'),
     'a text for a choice': ([dict(name='a', task_loss='no', preset='ab')], 'True or False'),

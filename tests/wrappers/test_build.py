@@ -25,11 +25,13 @@ from densekd.wrappers.build import (
     model_config,
     without_pretrained,
 )
+from densekd.wrappers.classifier import DistillClassifier
 from densekd.wrappers.model import DistillModel
 
 pytest.importorskip('mmdet')
 
-from tests.helpers.detectors import retinanet
+from tests.helpers.classifiers import classifier
+from tests.helpers.detectors import entry, retinanet
 
 
 def teachers(cfg: Any, seed: int = 0, trust: bool = False) -> Any:
@@ -332,3 +334,50 @@ def test_the_readme_names_every_key() -> None:
         named = ' '.join(line.split('|')[1] for line in table.splitlines() if line.startswith('|'))
         found = re.findall(r'`(\w+)`', named)
         assert sorted(set(found) - {'stages'}) == sorted(keys)
+
+
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    'a seed': (dict(seed='x'), "^seed: a whole number is needed, not 'x'.$"),
+    'task_loss': (dict(task_loss='no'), "^task_loss: True or False is needed, not 'no'.$"),
+    'trust': (dict(trust_checkpoint='no'), '^trust_checkpoint: True or False is needed'),
+    'inherit': (
+        dict(inherit=5),
+        r"^inherit: a list of patterns such as \['backbone.*'\] is needed",
+    ),
+    'trainable': (dict(trainable=5), '^train: a list of patterns .* is needed, not 5.$'),
+    'a list of numbers': (dict(trainable=[5]), r'^train: .* is needed, not \[5\].$'),
+    "a teacher's name": (
+        dict(teacher=[dict(model=classifier(), untrained=True, name=5)]),
+        "^teacher: a name is a text such as 'wide', not 5.$",
+    ),
+    'whom a distiller reads': (
+        dict(distillers=[entry('logits', 'KD', teacher=5)]),
+        r'^distillers\[0\].teacher: a list of names of teachers .* is needed, not 5.$',
+    ),
+    'whom it reads, listed': (
+        dict(distillers=[entry('logits', 'KD', teacher=[5])]),
+        r'^distillers\[0\].teacher: a list of names .* is needed, not \[5\].$',
+    ),
+}
+
+
+def distil(**given: Any) -> DistillClassifier:
+    teacher = dict(model=classifier(), untrained=True)
+    distillers = [entry('logits', 'KD')]
+    return DistillClassifier(
+        classifier(), **{'teacher': teacher, 'distillers': distillers, **given}
+    )
+
+
+@pytest.mark.parametrize('mistake', list(UNFIT))
+def test_a_value_of_another_kind_has_its_sentence(mistake: str) -> None:
+    given, sentence = UNFIT[mistake]
+    with pytest.raises(ConfigError, match=sentence):
+        distil(**given)
+
+
+def test_a_text_is_a_list_of_one() -> None:
+    model = distil(trainable='head', inherit='head')
+    assert [n for n, p in model.student.named_parameters() if p.requires_grad] == [
+        'head.fc.weight', 'head.fc.bias',
+    ]  # fmt: skip

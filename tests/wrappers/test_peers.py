@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from densekd import DistillClassifier
@@ -420,3 +421,34 @@ def test_a_translator_for_each_of_several_teachers_learns() -> None:
     assert all(not torch.equal(before[k], after[k]) for k in after if k.endswith('weight'))
     for teacher in model.teachers.values():
         assert not any(m.training for m in teacher.model.modules())
+
+
+HOW = ('as densekd', 'as a stock runner', 'by a wrapper around the model')
+
+
+@pytest.mark.parametrize('how', HOW)
+@pytest.mark.parametrize('gathered', [1, 2, 3])
+def test_an_average_follows_steps_and_not_iterations(gathered: int, how: str) -> None:
+    """Against one by hand; the fifth iteration ends the last window, which is not full."""
+    model = averaged()
+    mean = model.teachers['mean']
+    mean.decay = 0.6
+    config = dict(copy.deepcopy(ADAM), accumulative_counts=gathered)
+    build = build_optim_wrapper if how == HOW[1] else build_for_distillation
+    wrapper = build(model, config)
+    wrapper.initialize_count_status(model, 0, 5)
+    expected, steps = state(model.student)['head.fc.weight'], 0
+    for i in range(1, 6):
+        model.train()
+        if how == HOW[2]:
+            losses = model(**model.data_preprocessor(batch(i), True), mode='loss')
+            wrapper.update_params(model.parse_losses(losses)[0])
+            model.after_step()
+        else:
+            model.train_step(batch(i), wrapper)
+        if i % gathered == 0 or i == 5:
+            steps += 1
+            keep = min(1 - 1 / (steps + 1), 0.6)
+            expected = keep * expected + (1 - keep) * state(model.student)['head.fc.weight']
+        assert mean.steps == steps
+        torch.testing.assert_close(state(mean.model)['head.fc.weight'], expected)

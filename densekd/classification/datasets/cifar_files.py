@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ class Form:
 
     Attributes:
         name: What it is called.
+        type: The type of its data set in a config.
         archive: The archive of pickles.
         size: Bytes of that archive.
         folder: The folder in it.
@@ -36,6 +38,7 @@ class Form:
     """
 
     name: str
+    type: str
     archive: str
     size: int
     folder: str
@@ -51,6 +54,7 @@ _FIVE = tuple(f'data_batch_{i}' for i in range(1, 6))
 FORMS = {
     'cifar10': Form(
         'CIFAR-10',
+        'CIFAR10',
         'cifar-10-python.tar.gz',
         170498071,
         'cifar-10-batches-py',
@@ -63,6 +67,7 @@ FORMS = {
     ),
     'cifar100': Form(
         'CIFAR-100',
+        'CIFAR100',
         'cifar-100-python.tar.gz',
         169001437,
         'cifar-100-python',
@@ -92,6 +97,7 @@ def read_cifar(root: str | Path, form: Form, split: str) -> tuple[np.ndarray, np
     contents = _from_archive(place, names, form) if place.is_file() else _from_folder(place, names)
     parse = _from_record if binary else _from_pickle
     parts = [parse(contents[name], form, f'{place}: {name}') for name in names]
+    _check_even({name: len(labels) for name, (_, labels) in zip(names, parts, strict=True)}, place)
     images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in parts])
     return images.transpose(0, 2, 3, 1), labels
@@ -127,23 +133,44 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 def _from_archive(path: Path, names: tuple[str, ...], form: Form) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
+    folders: set[str] = set()
     # Read in one go and never written to the disk: no member's path is of any consequence.
     try:
         with tarfile.open(path, 'r:*') as archive:
             for member in archive:
                 name = Path(member.name).name
+                folders.update(Path(member.name).parts)
                 file = archive.extractfile(member) if name in names else None
                 if file is not None:
                     found[name] = file.read()
-                if len(found) == len(names):
-                    break
+            # What is packed has its checksum at the very end, behind the last member.
+            while archive.fileobj is not None and archive.fileobj.read(2**20):
+                pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(':')
         raise DataError(_cut(path, form, reason)) from None
     missing = [name for name in names if name not in found]
+    for other in FORMS.values() if missing else ():
+        if other is not form and folders & {other.folder, other.binary[1]}:
+            raise DataError(
+                f'{path}: this is the archive of {other.name}, and not of {form.name}. Use '
+                f"type='{other.type}' for it, or give the archive of {form.name}."
+            )
     if missing:
         raise DataError(_cut(path, form, f'{missing[0]} is missing in it'))
     return found
+
+
+def _check_even(counts: dict[str, int], place: Path) -> None:
+    # How many is not looked at: a small data set in the published files is as good.
+    usual, _ = Counter(counts.values()).most_common(1)[0]
+    like = next(name for name, count in counts.items() if count == usual)
+    for name, count in counts.items():
+        if count != usual:
+            raise DataError(
+                f'{place}: {name}: it has {count:,} images and {like} has {usual:,}, and the files '
+                'of a split have as many as each other. Unpack or fetch the archive again.'
+            )
 
 
 def _cut(path: Path, form: Form, reason: str) -> str:
@@ -161,14 +188,21 @@ def _from_pickle(content: bytes, form: Form, where: str) -> tuple[np.ndarray, np
         raise DataError(f'{where}: it is no batch of {form.name}: it holds no dict.')
     # Written again by a newer Python, the keys are text.
     held = {key.encode() if isinstance(key, str) else key: value for key, value in held.items()}
-    pixels, labels = held.get(b'data'), held.get(form.label)
-    if pixels is None or labels is None:
-        missing = 'data' if pixels is None else form.label.decode()
+    missing = [key.decode() for key in (b'data', form.label) if key not in held]
+    if missing:
         has = ', '.join(sorted(k.decode(errors='replace') for k in held if isinstance(k, bytes)))
         raise DataError(
-            f'{where}: it is no batch of {form.name}: {missing!r} is missing. It has: {has}.'
+            f'{where}: it is no batch of {form.name}: {missing[0]!r} is missing. It has: {has}.'
         )
-    return _checked(pixels, np.asarray(labels), form, where)
+    try:
+        labels = np.asarray(held[form.label])
+    except ValueError:  # a list of lists of unlike lengths
+        labels = np.asarray(None)
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in 'iu'):
+        raise DataError(
+            f'{where}: {form.label.decode()!r} is no list of whole numbers, one for each image.'
+        )
+    return _checked(held[b'data'], labels, form, where)
 
 
 def _from_record(content: bytes, form: Form, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +223,7 @@ def _checked(
     if not good or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
         shape = f'{pixels.dtype} {pixels.shape}' if isinstance(pixels, np.ndarray) else 'no array'
         raise DataError(f'{where}: images are rows of {PIXELS} bytes, and here they are {shape}.')
-    if labels.shape != (len(pixels),) or labels.dtype.kind not in 'iu':
+    if labels.shape != (len(pixels),):
         raise DataError(f'{where}: it has {len(pixels)} images and {labels.shape} labels.')
     wrong = labels[(labels < 0) | (labels >= form.classes)]
     if wrong.size:

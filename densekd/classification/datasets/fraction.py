@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from densekd.errors import ConfigError, DataError
+
+
+def check_fraction(fraction: Any, seed: Any, where: str) -> None:
+    """Refuses what is no fraction, and what is no seed.
+
+    Raises:
+        ConfigError: Saying what it is.
+    """
+    number = isinstance(fraction, (int, float)) and not isinstance(fraction, bool)
+    if not number or not 0 < fraction <= 1:
+        raise ConfigError(f'{where}: fraction is a number above 0 and up to 1, not {fraction!r}.')
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f'{where}: fraction_seed is a whole number from 0 on, not {seed!r}.')
 
 
 def stratified(
@@ -29,19 +43,14 @@ def stratified(
         where: What the message opens with.
 
     Raises:
-        ConfigError: If the fraction is no such number.
+        ConfigError: If the fraction is no such number, or the seed is none.
         DataError: If nothing is left of a class.
 
     Example:
         >>> stratified([0, 1, 0, 0, 1, 0], 0.5).tolist()
         [0, 1, 3]
     """
-    if (
-        isinstance(fraction, bool)
-        or not isinstance(fraction, (int, float))
-        or not 0 < fraction <= 1
-    ):
-        raise ConfigError(f'{where}: fraction is a number above 0 and up to 1, not {fraction!r}.')
+    check_fraction(fraction, seed, where)
     labels = np.asarray(labels)
     chosen = []
     for label in np.unique(labels):

@@ -71,7 +71,7 @@ class ImageFolder(LabelledImages):
         return self._from_list(folder) if self.listed else self._from_folders(folder)
 
     def _from_folders(self, folder: Path) -> list[dict[str, Any]]:
-        found = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != '.')
+        found = class_folders(folder)
         names = self._metainfo.get('classes')
         if names is None:
             names = found
@@ -99,7 +99,7 @@ class ImageFolder(LabelledImages):
         if not path.is_file():
             raise DataError(f'{path}: there is no such list of images and labels.')
         entries = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(_lines(path), start=1):
             name, _, label = line.strip().rpartition(' ')
             if not line.strip():
                 continue
@@ -109,6 +109,16 @@ class ImageFolder(LabelledImages):
                 )
             entries.append({'img_path': str(folder / name.strip()), 'gt_label': int(label)})
         return entries
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Returns the names of the folders in a folder, of which each is a class, in their order."""
+    above = _real_and_above(folder)
+    return sorted(
+        p.name
+        for p in folder.iterdir()
+        if p.is_dir() and p.name[0] != '.' and os.path.realpath(p) not in above
+    )
 
 
 def _refuse_no_folder(folder: Path) -> None:
@@ -122,11 +132,41 @@ def _refuse_no_folder(folder: Path) -> None:
     raise DataError(f'{folder}: there is no such folder. {hint}')
 
 
+def _lines(path: Path) -> list[str]:
+    # Editors on Windows begin a file with a mark, which is no part of the first name.
+    try:
+        return path.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f'{path}: the list is no text in UTF-8 ({error.reason} at byte {error.start}). Save it '
+            'as UTF-8.'
+        ) from None
+
+
+def _real_and_above(folder: Any) -> set[str]:
+    """Returns the real paths of a folder and of those above it, as it is written and as it is."""
+    real = Path(os.path.realpath(folder))
+    written = Path(os.path.abspath(folder))
+    return {str(real), *map(str, real.parents), *map(os.path.realpath, written.parents)}
+
+
 def _images(folder: Path) -> list[str]:
-    """Returns the image files in a folder and those in it, in order."""
+    """Returns the image files in a folder and those in it, in order.
+
+    Links are followed, but a folder is visited once, and none that leads back up.
+    """
     found = []
+    visited = {os.path.realpath(folder)}
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+        above = _real_and_above(place) if folders else set()
+        inside = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(place, name))
+            if real not in visited and real not in above:
+                visited.add(real)
+                inside.append(name)
+        # What stands here is where the walk goes on.
+        folders[:] = inside
         found += [
             str(Path(place) / name)
             for name in sorted(files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import initialise, run_stages
+from densekd.classification.networks.layers import check_whole, initialise, run_stages
 from densekd.errors import ConfigError, did_you_mean
 
 SHORTCUTS = ('projection', 'pad')
@@ -72,7 +72,7 @@ class CifarResNet(nn.Module):
             and 1.73).
 
     Raises:
-        ConfigError: If the depth is no 6n+2, or there is no such shortcut.
+        ConfigError: If the depth is no 6n+2, there is no channel, or no such shortcut.
 
     Example:
         >>> import torch
@@ -84,7 +84,9 @@ class CifarResNet(nn.Module):
         self, depth: int = 20, base_channels: int = 16, shortcut: str = 'projection'
     ) -> None:
         super().__init__()
-        if depth < 8 or depth % 6 != 2:
+        check_whole('CifarResNet: depth', depth, 8)
+        check_whole('CifarResNet: base_channels', base_channels, 1)
+        if depth % 6 != 2:
             raise ConfigError(f'CifarResNet: depth is 6n+2, as 20, 32, 44, 56 or 110, not {depth}.')
         if shortcut not in SHORTCUTS:
             hint = did_you_mean(shortcut, SHORTCUTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import ConvNorm, check_stem, initialise
+from densekd.classification.networks.layers import ConvNorm, check_factor, check_stem, initialise
 from densekd.core.taps import Tap
 
 # Expansion, channels, blocks, stride of the first: the paper's table 2.
@@ -58,7 +58,7 @@ class MobileNetV2(nn.Module):
         stem: `'imagenet'`, strides up to 32, or `'cifar'`, up to 8.
 
     Raises:
-        ConfigError: If there is no such stem.
+        ConfigError: If there is no such stem, or the factor is no number above 0.
 
     Example:
         >>> import torch
@@ -69,6 +69,7 @@ class MobileNetV2(nn.Module):
     def __init__(self, widen_factor: float = 1.0, stem: str = 'imagenet') -> None:
         super().__init__()
         check_stem(stem, 'MobileNetV2')
+        check_factor('MobileNetV2', widen_factor)
         small = stem == 'cifar'
         inputs = round_to_eight(32 * widen_factor)
         self.conv1 = ConvNorm(3, inputs, 3, 1 if small else 2, act=nn.ReLU6(inplace=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from densekd.classification.networks.layers import check_stem
+from densekd.classification.networks.layers import check_stem, check_whole
 from densekd.errors import ConfigError
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -38,9 +38,11 @@ def resnet(
         init_cfg: How the weights start, as in mmengine.
 
     Raises:
-        ConfigError: If there is no such depth or stem.
+        ConfigError: If there is no such depth or stem, or no channel.
     """
     check_stem(stem, 'ResNet')
+    check_whole('ResNet: depth', depth, min(DEPTHS))
+    check_whole('ResNet: base_channels', base_channels, 1)
     if depth not in DEPTHS:
         has = ', '.join(map(str, DEPTHS))
         raise ConfigError(f'ResNet: there is no depth {depth}. It has: {has}.')

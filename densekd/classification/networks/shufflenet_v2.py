@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import ConvNorm, check_stem, initialise
+from densekd.classification.networks.layers import ConvNorm, check_factor, check_stem, initialise
 from densekd.core.taps import Tap
 from densekd.errors import ConfigError
 
@@ -72,6 +72,7 @@ class ShuffleNetV2(nn.Module):
     def __init__(self, widen_factor: float = 1.0, stem: str = 'imagenet') -> None:
         super().__init__()
         check_stem(stem, 'ShuffleNetV2')
+        check_factor('ShuffleNetV2', widen_factor)
         if widen_factor not in WIDTHS:
             has = ', '.join(map(str, WIDTHS))
             raise ConfigError(

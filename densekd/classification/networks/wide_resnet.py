@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import initialise
+from densekd.classification.networks.layers import check_factor, check_whole, initialise
 from densekd.core.taps import Tap
 from densekd.errors import ConfigError
 
@@ -53,7 +53,7 @@ class WideResNet(nn.Module):
         drop_rate: Share of what is dropped in each block.
 
     Raises:
-        ConfigError: If the depth is no 6n+4.
+        ConfigError: If the depth is no 6n+4, or the factor leaves no channel.
 
     Example:
         >>> import torch
@@ -63,9 +63,15 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int = 16, widen_factor: float = 2, drop_rate: float = 0.0) -> None:
         super().__init__()
-        if depth < 10 or depth % 6 != 4:
+        check_whole('WideResNet: depth', depth, 10)
+        check_factor('WideResNet', widen_factor)
+        if depth % 6 != 4:
             raise ConfigError(f'WideResNet: depth is 6n+4, as 16, 28 or 40, not {depth}.')
         inputs = 16
+        if not round(inputs * widen_factor):
+            raise ConfigError(
+                f'WideResNet: a widen_factor of {widen_factor} leaves none of {inputs} channels.'
+            )
         self.conv1 = nn.Conv2d(3, inputs, 3, 1, 1, bias=False)
         for number in range(3):
             outputs = round(16 * 2**number * widen_factor)

@@ -125,6 +125,8 @@ class PKTLoss(DistillLoss):
         _check_reduction(reduction)
         self.exclude_self = exclude_self
         self.reduction = reduction
+        if exclude_self:
+            self.fewest = 3  # type: ignore[misc]  # else there is one neighbour, whatever it is
 
     def compute(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Returns the unweighted loss."""

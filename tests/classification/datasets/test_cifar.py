@@ -109,6 +109,30 @@ def cut(share: float) -> Callable[[Path], None]:
     return change
 
 
+def flipped(root: Path) -> None:
+    # Noise isn't packed any smaller: this is a pixel of the last file, which training doesn't read.
+    path = archived(root, FORMS['cifar10'])
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+
+
+def shortened(kept: int) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        path = root / 'cifar-10-batches-py' / 'data_batch_2'
+        batch = pickle.loads(path.read_bytes(), encoding='bytes')
+        short = {key: batch[key][:kept] for key in (b'data', b'labels')}
+        path.write_bytes(pickle.dumps(short, protocol=2))
+
+    return change
+
+
+def without_labels(root: Path) -> None:
+    path = root / 'cifar-10-batches-py' / 'data_batch_2'
+    batch = pickle.loads(path.read_bytes(), encoding='bytes')
+    path.write_bytes(pickle.dumps({**batch, b'labels': None}, protocol=2))
+
+
 def rewritten(**entries: Any) -> Callable[[Path], None]:
     def change(root: Path) -> None:
         path = root / 'cifar-10-batches-py' / 'data_batch_2'
@@ -133,6 +157,7 @@ class Malicious:
 
 
 WHOLE = 'cifar-10-batches-py: data_batch_2: '
+NO_LIST = "'labels' is no list of whole numbers, one for each image"
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     'half an archive': (cut(0.5), r'python.tar.gz: the archive is cut short or damaged \('),
     'almost none of it': (cut(0.01), r'it has [0-9,]+ of 170,498,071 bytes. Fetch it again: https'),
@@ -151,6 +176,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         WHOLE + 'it has the label 10, and CIFAR-10 has 10 classes: 0 to 9',
     ),
     'too few labels': (rewritten(labels=[0]), WHOLE + r'it has 4 images and \(1,\) labels'),
+    'ragged labels': (rewritten(labels=[[1], 2, 3, 4]), WHOLE + NO_LIST),
+    'labels that are text': (rewritten(labels=['1', '2', '3', '4']), WHOLE + NO_LIST),
+    'labels that are broken numbers': (rewritten(labels=[1.0, 2, 3, 4]), WHOLE + NO_LIST),
+    'labels that are nothing': (without_labels, WHOLE + NO_LIST),
+    'fewer images': (
+        shortened(1),
+        WHOLE + 'it has 1 images and data_batch_1 has 4, and the files of a split have as many',
+    ),
+    'a bit that flipped': (flipped, r'python.tar.gz: the archive is cut short or damaged \(CRC'),
     'no labels': (rewritten(labels=None), WHOLE + r".*'labels' is missing. It has: batch_label, d"),
     'no pixels': (
         rewritten(data=np.zeros((4, 100), np.uint8)),
@@ -181,3 +215,24 @@ def test_records_cut_short_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match=r'data_batch_3.bin: .* are no whole number of records'):
         CIFAR10(str(tmp_path))
+
+
+def test_records_of_unlike_files_are_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    path = recorded(tmp_path, FORMS['cifar10']) / 'data_batch_1.bin'
+    path.write_bytes(path.read_bytes()[: 2 * (1 + PIXELS)])
+    with pytest.raises(DataError, match='bin: data_batch_1.bin: it has 2 images and data_batch_2'):
+        CIFAR10(str(tmp_path))
+
+
+@pytest.mark.parametrize(('given', 'asked'), [('cifar10', 'cifar100'), ('cifar100', 'cifar10')])
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_the_archive_of_the_other_data_set_is_told(
+    given: str, asked: str, split: str, tmp_path: Path
+) -> None:
+    write_cifar(tmp_path, FORMS[given])
+    path = archived(tmp_path, FORMS[given])
+    kind, other = KINDS[asked], KINDS[given]
+    with pytest.raises(DataError, match=f"this is the archive of .* Use type='{other.__name__}'"):
+        kind(str(path), split=split)
+    assert len(other(str(path), split=split)) > 0

@@ -44,3 +44,9 @@ def test_a_class_that_is_left_empty_is_a_sentence() -> None:
 def test_what_is_no_fraction_is_a_sentence(fraction: object) -> None:
     with pytest.raises(ConfigError, match='fraction is a number above 0 and up to 1'):
         stratified(LABELS, fraction)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize('seed', [-1, 1.5, '0', True, None])
+def test_what_is_no_seed_is_a_sentence(seed: object) -> None:
+    with pytest.raises(ConfigError, match='fraction_seed is a whole number from 0 on, not '):
+        stratified(LABELS, 0.5, seed)  # type: ignore[arg-type]

@@ -69,9 +69,108 @@ def test_a_list_says_the_labels(tmp_path: Path) -> None:
     assert all(Path(data.get_data_info(i)['img_path']).is_file() for i in range(6))
 
 
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig'])
+def test_a_list_may_begin_with_a_mark(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / 'val.txt').write_text('Kätzchen.jpg 0\nb.jpg 1\n', encoding=encoding)
+    (tmp_path / 'val').mkdir()
+    data = ImageFolder(str(tmp_path), split='val', ann_file='val.txt')
+    assert Path(data.get_data_info(0)['img_path']).name == 'Kätzchen.jpg'
+
+
+@pytest.mark.parametrize(
+    ('link', 'leads_to'),
+    [
+        ('loop', '..'),
+        ('loop', '.'),
+        ('loop', '../..'),
+        ('more/again', '..'),
+        ('more/again', '../..'),
+    ],
+)
+def test_a_link_that_leads_up_multiplies_nothing(folder: Path, link: str, leads_to: str) -> None:
+    (folder / 'train' / 'cat' / 'more').mkdir()
+    (folder / 'train' / 'cat' / link).symlink_to(leads_to)
+    paths = files_of(ImageFolder(str(folder), split='train'))
+    assert len(paths) == 12 and not any('loop' in path or 'again' in path for path in paths)
+
+
+def test_a_link_among_the_classes_that_leads_up_is_no_class(folder: Path) -> None:
+    (folder / 'train' / 'all').symlink_to('..')
+    assert ImageFolder(str(folder), split='train').metainfo['classes'] == ('bird', 'cat', 'dog')
+
+
+def test_links_are_followed_once(folder: Path) -> None:
+    elsewhere = folder / 'elsewhere'
+    (folder / 'val' / 'cat').rename(elsewhere)
+    (elsewhere / 'back').symlink_to(folder / 'train')  # up again, along the way that was taken
+    for name in ('first', 'second'):
+        (folder / 'train' / 'cat' / name).symlink_to(elsewhere)
+    (folder / 'train' / 'owl').symlink_to(elsewhere)  # once more, for another class
+    paths = files_of(ImageFolder(str(folder), split='train'))
+    names = [Path(path).relative_to(folder / 'train').parts[:-1] for path in paths]
+    assert names.count(('cat', 'first')) == 4 and names.count(('owl',)) == 4
+    assert len(paths) == 4 + 4 + 4 + 4 + 4
+
+
+def files_of(data: ImageFolder) -> list[str]:
+    return [data.get_data_info(i)['img_path'] for i in range(len(data))]
+
+
+def test_a_number_or_a_list_of_images_is_kept(folder: Path) -> None:
+    every = files_of(ImageFolder(str(folder), split='train'))
+    for indices, wanted in ((5, every[:5]), (-2, every[-2:]), ([0, -1], [every[0], every[-1]])):
+        kept = ImageFolder(str(folder), split='train', indices=indices)
+        assert files_of(kept) == wanted
+
+
+SETTINGS: list[tuple[dict[str, Any], str]] = [
+    *(
+        (dict(fraction=value), 'dataset: fraction is a number above 0 and up to 1, not ')
+        for value in (True, 0, 1.5, '0.5', None)
+    ),
+    *(
+        (dict(fraction_seed=value), 'dataset: fraction_seed is a whole number from 0 on, not ')
+        for value in (-1, 0.5, '0', True)
+    ),
+    *(
+        (dict(indices=value), 'dataset.indices: how many images to keep, a whole number that is')
+        for value in (0, [], (), True, 2.0, '3', [0.5], [True])
+    ),
+    (dict(metainfo=dict(classes='cat')), r"list of names, such as \['cat'\], not 'cat'"),
+    (dict(metainfo=dict(classes={'cat', 'dog'})), 'classes is a list of names, not {'),
+    (dict(metainfo=dict(classes=('cat', 'dog', 'cat'))), "classes names 'cat' twice"),
+]
+
+
+@pytest.mark.parametrize('lazy', [True, False])
+@pytest.mark.parametrize(('arguments', 'sentence'), SETTINGS)
+def test_what_is_wrong_of_itself_is_refused_before_it_is_read(
+    folder: Path, arguments: dict[str, Any], sentence: str, lazy: bool
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        ImageFolder(str(folder), split='train', lazy_init=lazy, **arguments)
+
+
+@pytest.mark.parametrize('index', [12, -13])
+def test_an_image_that_is_not_there_is_a_sentence(folder: Path, index: int) -> None:
+    with pytest.raises(ConfigError, match=f'there is no image {index}; there are 12, which count'):
+        ImageFolder(str(folder), split='train', indices=[0, index])
+
+
+def test_classes_may_be_named_in_a_file(folder: Path) -> None:
+    (folder / 'classes.txt').write_text('dog\ncat\n')
+    named = dict(classes=str(folder / 'classes.txt'))
+    assert labels(ImageFolder(str(folder), split='train', metainfo=named)) == {'dog': 0, 'cat': 1}
+
+
 def empty(root: Path) -> None:
     for path in (root / 'train' / 'dog').iterdir():
         path.unlink()
+
+
+def latin(root: Path) -> dict[str, Any]:
+    (root / 'val.txt').write_bytes('Kätzchen.jpg 0\n'.encode('latin-1'))
+    return dict(ann_file='val.txt')
 
 
 def listed(text: str) -> Callable[[Path], dict[str, Any]]:
@@ -99,6 +198,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     'a label out of range': (
         listed('a.jpg 0\nb.jpg 3\n'), 'b.jpg: the label is 3, and there are 3 classes: 0 to 2',
+    ),
+    'a list in another encoding': (
+        latin, r'val.txt: the list is no text in UTF-8 \(invalid continuation byte at byte 1\)',
     ),
     'an empty list': (listed('\n'), 'there are no images'),
     'a fraction that leaves a class empty': (

@@ -140,6 +140,32 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: resnet(18, 'cifar10'), "ResNet: there is no stem 'cifar10'. Did you mean 'cifar'"),
     (lambda: MobileNetV2(stem='small'), "MobileNetV2: there is no stem 'small'"),
     (lambda: ShuffleNetV2(0.7), 'ShuffleNetV2: there is no widen_factor 0.7. It has: 0.5, 1.0'),
+    *(
+        (lambda make=make, value=value: make(value), f'{name}: depth is a whole number from')
+        for name, make in (
+            ('CifarResNet', CifarResNet),
+            ('WideResNet', WideResNet),
+            ('ResNet', resnet),
+        )
+        for value in (True, '20', 18.0, None, -4, [18])
+    ),
+    *(
+        (
+            lambda make=make, value=value: make(widen_factor=value),
+            f'{make.__name__}: widen_factor is a number above 0, not ',
+        )
+        for make in (WideResNet, MobileNetV2, ShuffleNetV2)
+        for value in (0, -1.0, '1.0', True, None, [1.0], float('nan'), float('inf'))
+    ),
+    (lambda: WideResNet(16, 0.01), 'WideResNet: a widen_factor of 0.01 leaves none of 16 channels'),
+    *(
+        (
+            lambda make=make, value=value: make(base_channels=value),
+            f'{name}: base_channels is a whole number from 1 on, not ',
+        )
+        for name, make in (('CifarResNet', CifarResNet), ('ResNet', resnet))
+        for value in (0, -16, 16.0, '16', True, None)
+    ),
 ]
 
 
