@@ -21,7 +21,9 @@ from densekd.engine.registry import HOOKS
 from densekd.errors import CheckpointError
 from densekd.wrappers.model import DistillModel
 
-VALIDATED = 'validated_at'  # what a run's checkpoints call the iteration it was validated at last
+# What a run's checkpoints call the iteration it was validated at last. Were it a name that begins
+# with 'val', mmengine would log it.
+VALIDATED = 'last_validated_at'
 
 
 @HOOKS.register_module()

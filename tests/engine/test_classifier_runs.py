@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 
 from densekd.core.checkpoint import read_checkpoint
+from densekd.engine.hooks import VALIDATED
 from densekd.engine.preflight import check_before_training
 from densekd.engine.run import evaluate, student_config, train
 from densekd.engine.runner import latest_checkpoint
@@ -212,3 +213,8 @@ def test_what_is_scored_is_checked_too(digits: Path, tmp_path: Path, finished: C
     gone.test_dataloader.dataset.fractoin = 0.5
     with pytest.raises(ConfigError, match="'fractoin'. Did you mean 'fraction'"):
         evaluate(gone, checkpoint)
+
+
+def test_what_a_run_notes_of_its_validations_is_not_logged() -> None:
+    """As mmengine logs what is noted under a name that begins with that of a loop."""
+    assert not VALIDATED.startswith(('train', 'val', 'test'))
