@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
+from densekd.classification.arguments import is_number
 from densekd.classification.classifier import targets
 from densekd.classification.mixing import cutmix, mixup, shares_of
 from densekd.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ class ImagePreprocessor(ImgDataPreprocessor):
         _check_norm(mean, std)
         super().__init__(mean, std)
         mixing = (mixup, cutmix, mix_prob)
-        if not all(_is_number(value) and value >= 0 for value in mixing) or mix_prob > 1:
+        if not all(is_number(value) and value >= 0 for value in mixing) or mix_prob > 1:
             raise ConfigError(
                 'data_preprocessor: mixup and cutmix are 0 or more, and mix_prob is from 0 to 1.'
             )
@@ -111,15 +111,11 @@ class ImagePreprocessor(ImgDataPreprocessor):
         return images
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_norm(mean: Any, std: Any) -> None:
     if mean is None and std is None:
         return
     for name, values in (('mean', mean), ('std', std)):
-        three = isinstance(values, Sequence) and len(values) == 3 and all(map(_is_number, values))
+        three = isinstance(values, Sequence) and len(values) == 3 and all(map(is_number, values))
         if not three:
             raise ConfigError(
                 f'data_preprocessor: mean and std are each three numbers, one a channel, or both '

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 
+from densekd.classification.arguments import check_whole, is_number
 from densekd.errors import ConfigError, DataError
 
 Results = dict[str, Any]
@@ -60,8 +61,8 @@ class PadCrop:
     """
 
     def __init__(self, size: int = 32, padding: int = 4) -> None:
-        _check_whole('PadCrop: size', size, 1)
-        _check_whole('PadCrop: padding', padding, 0)
+        check_whole('PadCrop: size', size, 1)
+        check_whole('PadCrop: padding', padding, 0)
         self.size, self.padding = size, padding
 
     def __call__(self, results: Results) -> Results:
@@ -92,7 +93,7 @@ class Flip:
     """
 
     def __init__(self, prob: float = 0.5) -> None:
-        if not _is_number(prob) or not 0 <= prob <= 1:
+        if not is_number(prob) or not 0 <= prob <= 1:
             raise ConfigError(f'Flip: prob is a number from 0 to 1, not {prob!r}.')
         self.prob = prob
 
@@ -121,7 +122,7 @@ class RandomResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> None:
-        _check_whole('RandomResizedCrop: size', size, 1)
+        check_whole('RandomResizedCrop: size', size, 1)
         if not _is_range(area) or not _is_range(ratio) or area[1] > 1:
             raise ConfigError(
                 f'RandomResizedCrop: area {area!r} and ratio {ratio!r} are each a least and a '
@@ -162,7 +163,7 @@ class ResizeEdge:
     """
 
     def __init__(self, size: int = 256) -> None:
-        _check_whole('ResizeEdge: size', size, 1)
+        check_whole('ResizeEdge: size', size, 1)
         self.size = size
 
     def __call__(self, results: Results) -> Results:
@@ -185,7 +186,7 @@ class CenterCrop:
     """
 
     def __init__(self, size: int = 224) -> None:
-        _check_whole('CenterCrop: size', size, 1)
+        check_whole('CenterCrop: size', size, 1)
         self.size = size
 
     def __call__(self, results: Results) -> Results:
@@ -222,18 +223,9 @@ class PackImage:
         return {'inputs': torch.from_numpy(image), 'data_samples': sample}
 
 
-def _check_whole(what: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f'{what} is a whole number from {least} on, not {value!r}.')
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _is_range(value: Any) -> bool:
-    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value))
-    return pair and 0 < value[0] <= value[1] < math.inf
+    pair = isinstance(value, Sequence) and len(value) == 2 and all(map(is_number, value))
+    return pair and 0 < value[0] <= value[1]
 
 
 def _image(results: Results, step: Any) -> np.ndarray:

@@ -157,16 +157,21 @@ def test_a_hook_that_would_lose_the_peers_is_refused(digits: Path, tmp_path: Pat
     assert '\n' not in str(found.value)
 
 
-def test_a_distributed_wrapper_makes_the_same_steps(
-    digits: Path, finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It steps by itself, after which a hook moves the average; every parameter has a gradient."""
+def group_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives a launcher the address of a group of this process alone."""
     address = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost')
     for key, value in address.items():
         monkeypatch.setenv(key, value)
     with socket.socket() as free:
         free.bind(('localhost', 0))
         monkeypatch.setenv('MASTER_PORT', str(free.getsockname()[1]))
+
+
+def test_a_distributed_wrapper_makes_the_same_steps(
+    digits: Path, finished: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It steps by itself, after which a hook moves the average; every parameter has a gradient."""
+    group_of_one(monkeypatch)
 
     def distributed() -> None:
         train(prepare(config(digits, tmp_path / 'run'), launcher='pytorch'), preflight=False)
@@ -216,12 +221,7 @@ def test_an_average_follows_the_steps_of_a_run_that_gathers(
     launcher: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a distributed wrapper too, which makes the steps by itself."""
-    address = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost')
-    for key, value in address.items():
-        monkeypatch.setenv(key, value)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        monkeypatch.setenv('MASTER_PORT', str(free.getsockname()[1]))
+    group_of_one(monkeypatch)
 
     def go_on() -> None:
         cfg = config(digits, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=1))

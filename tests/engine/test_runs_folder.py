@@ -141,6 +141,7 @@ def test_other_folders_in_a_folder_without_a_mark_are_no_run_of_it(cfg: Any) -> 
     folder.mkdir(parents=True)
     (folder / 'epoch_1.pth').write_bytes(b'')
     claim(cfg, resume=False)
+    assert [path.name for path in folder.parent.rglob('*')] == ['another', 'epoch_1.pth']
 
 
 # The copy of its config ---------------------------------------------------------------------------
@@ -176,7 +177,9 @@ def test_a_config_is_not_written_over(
 
 def test_a_config_beside_the_folders_of_its_stages_is_safe(cfg: Any, tmp_path: Path) -> None:
     path = written(changed(cfg, stages=STAGES), tmp_path / 'my.py')
+    before = path.read_text()
     claim(prepare(path, tmp_path), resume=False)
+    assert path.read_text() == before
 
 
 def test_a_dump_trains_with_the_hooks_that_the_run_had(cfg: Any, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import check_whole, initialise, run_stages
+from densekd.classification.arguments import check_whole
+from densekd.classification.networks.layers import initialise, run_stages
 from densekd.errors import ConfigError, did_you_mean
 
 SHORTCUTS = ('projection', 'pad')

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -52,32 +50,6 @@ def check_stem(stem: str, who: str) -> None:
     """
     if stem not in STEMS:
         raise ConfigError(f'{who}: there is no stem {stem!r}. {did_you_mean(stem, STEMS)}')
-
-
-def check_whole(what: str, value: Any, least: int) -> None:
-    """Refuses what is no whole number, or too small a one.
-
-    Args:
-        what: The network and its argument.
-        value: What was given.
-        least: The smallest that will do.
-
-    Raises:
-        ConfigError: Saying what it is.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f'{what} is a whole number from {least} on, not {value!r}.')
-
-
-def check_factor(who: str, value: Any) -> None:
-    """Refuses a factor on channels that is no number above 0.
-
-    Raises:
-        ConfigError: Saying what it is.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise ConfigError(f'{who}: widen_factor is a number above 0, not {value!r}.')
 
 
 def initialise(model: nn.Module) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import ConvNorm, check_factor, check_stem, initialise
+from densekd.classification.arguments import check_factor
+from densekd.classification.networks.layers import ConvNorm, check_stem, initialise
 from densekd.core.taps import Tap
 
 # Expansion, channels, blocks, stride of the first: the paper's table 2.

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from densekd.classification.networks.layers import check_stem, check_whole
+from densekd.classification.arguments import check_whole
+from densekd.classification.networks.layers import check_stem
 from densekd.errors import ConfigError
 
 DEPTHS = (18, 34, 50, 101, 152)

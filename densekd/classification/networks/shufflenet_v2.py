@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import ConvNorm, check_factor, check_stem, initialise
+from densekd.classification.arguments import check_factor
+from densekd.classification.networks.layers import ConvNorm, check_stem, initialise
 from densekd.core.taps import Tap
 from densekd.errors import ConfigError
 

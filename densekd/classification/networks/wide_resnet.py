@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from densekd.classification.networks.layers import check_factor, check_whole, initialise
+from densekd.classification.arguments import check_factor, check_whole
+from densekd.classification.networks.layers import initialise
 from densekd.core.taps import Tap
 from densekd.errors import ConfigError
 
